@@ -1,0 +1,117 @@
+"""``python -m tracker``: Hydra composes the configuration, the scenario it names does the work."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+import warnings
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tracker.errors import TrackerError
+
+log = logging.getLogger("tracker")
+VERBOSE = bool(os.environ.get("HYDRA_FULL_ERROR"))
+
+
+class Terminated(BaseException):
+    """SIGTERM; not an Exception, so that nothing on the way takes it for an ordinary failure."""
+
+
+def config_folder() -> str:
+    """conf/, inside the installed package or at the top of the checkout."""
+    inside = Path(__file__).parent / "conf"
+    return str(inside if inside.is_dir() else Path(__file__).parents[2] / "conf")
+
+
+@hydra.main(version_base="1.3", config_path=config_folder(), config_name="config")
+def job(config: DictConfig) -> Any:
+    """One job: a single run, or one of a multirun, in whatever process the launcher put it."""
+    started = time.perf_counter()
+    signal_handlers()
+    hydra_config = HydraConfig.get()
+    try:
+        from tracker.component import locate
+        from tracker.scenarios.job import read_job
+
+        plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        folder = Path(hydra_config.runtime.output_dir)
+        prepared = read_job(plain, list(hydra_config.overrides.task), folder, started)
+        return locate(str(plain["scenario"].get("_target_", "")), "scenario._target_")(prepared)
+    except Exception as error:
+        if hydra_config.mode == RunMode.MULTIRUN:
+            # Hydra tells only the first failure of a multirun, and only when all jobs are done.
+            log.error("failed: %s", message_of(error))
+            raise
+        raise SystemExit(report(error)) from error
+
+
+def message_of(error: BaseException) -> str:
+    """One line for an exception."""
+    if isinstance(error, TrackerError):
+        return str(error)
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        cause = error.__cause__
+        text = f"{error} ({cause})" if cause is not None and str(cause) not in str(error) else str(error)
+        return " ".join(line.strip() for line in text.splitlines() if line.strip())
+    return (
+        f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]} "
+        "(set HYDRA_FULL_ERROR=1 for the traceback, and please report it)"
+    )
+
+
+def report(error: BaseException) -> int:
+    """Print an error in one line, with its traceback only where HYDRA_FULL_ERROR asks for it; the exit status."""
+    if VERBOSE:
+        import traceback
+
+        traceback.print_exception(error)
+    print(f"error: {message_of(error)}", file=sys.stderr)
+    return 1
+
+
+def signal_handlers() -> None:
+    """Make SIGTERM end the job as Ctrl-C does, so that its run is marked."""
+
+    def terminate(number: int, frame: FrameType | None) -> NoReturn:
+        raise Terminated
+
+    try:
+        signal.signal(signal.SIGTERM, terminate)
+    except ValueError:
+        pass  # not the main thread of this process: some launchers run jobs in others
+
+
+def main() -> NoReturn:
+    """The command line, with one line for whatever the user can mend."""
+    # Hydra then raises instead of printing its own summary of the traceback.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"hydra\._internal")
+    sys.path.insert(0, os.getcwd()) if os.getcwd() not in sys.path else None
+    try:
+        job()
+        status = 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 130
+    except Terminated:
+        print("terminated", file=sys.stderr)
+        status = 143
+    except Exception as error:
+        status = report(error)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""What an anchor is: an architecture, its trained weights, and the preprocessing that they expect."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from tracker.component import Component
+from tracker.errors import TrackerError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+
+class Anchor(Component):
+    """The uncompressed reference model.
+
+    A new anchor overrides `build` and `weights`, and `preprocess` where the data set's samples are not yet what the
+    model takes. Everything else (evaluation, identity, storing, rebuilding the decoded model) works on these three.
+    """
+
+    name: str
+
+    @abstractmethod
+    def build(self) -> torch.nn.Module:
+        """The architecture, newly built; the values of its weights do not matter.
+
+        It is called again for every decoded model, so that none of the anchor's own weights can remain in it.
+        """
+
+    @abstractmethod
+    def weights(self) -> Mapping[str, torch.Tensor]:
+        """The trained weights by their names in the architecture's ``state_dict()``.
+
+        Raises:
+            TrackerError: they cannot be had; the message says which file is missing, from where, and where to put it.
+        """
+
+    def preprocess(self, sample: Any) -> Any:
+        """A raw input of the data set as the model's input, without the batch dimension.
+
+        Args:
+            sample: as the data set gives it: a PIL image, a tensor, a text, ...
+
+        Returns:
+            A tensor, or a tuple or dict of tensors.
+        """
+        return sample
+
+    def preprocessing(self) -> str:
+        """What `preprocess` does, in words; a part of the identity under which the anchor's performance is kept."""
+        return type(self).__qualname__
+
+    def predict(self, model: torch.nn.Module, inputs: Any) -> torch.Tensor:
+        """The model's output for a batch.
+
+        Args:
+            model: what `build` returned, filled with weights.
+            inputs: a batch of what `preprocess` returns, on the model's device.
+
+        Returns:
+            The output that the task scores, such as logits of shape (batch, classes).
+        """
+        if isinstance(inputs, dict):
+            output = model(**inputs)
+        elif isinstance(inputs, tuple | list):
+            output = model(*inputs)
+        else:
+            output = model(inputs)
+        return output_tensor(output)
+
+
+def output_tensor(output: Any) -> torch.Tensor:
+    """The one tensor that counts in a model's output: itself, ``.logits``, ``["out"]``, or the first element."""
+    import torch
+
+    if isinstance(output, torch.Tensor):
+        return output
+    for key in ("logits", "out"):
+        found = output.get(key) if isinstance(output, dict) else getattr(output, key, None)
+        if isinstance(found, torch.Tensor):
+            return found
+    if isinstance(output, tuple | list) and output and isinstance(output[0], torch.Tensor):
+        return output[0]
+    raise TrackerError(
+        f"the model returns {type(output).__name__}, in which no tensor to score can be found; "
+        "override Anchor.predict in an anchor of your own"
+    )

@@ -1,0 +1,61 @@
+"""From a bitstream folder to tensors, trusting nothing in it before its digest was verified."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from torch import Tensor
+
+from tracker.bitstream.manifest import Manifest, read_manifest
+from tracker.bitstream.state import restore
+from tracker.codecs.base import Coder
+from tracker.component import locate
+from tracker.errors import TrackerError
+
+
+def decode_bitstream(
+    folder: Path, coder: Coder | None = None, trusted: Collection[str] = (), sha256: str | None = None
+) -> dict[str, Tensor]:
+    """The state dict in a bitstream.
+
+    Args:
+        folder: with manifest.json and the files that it names.
+        coder: decodes the files; by default the class that the manifest names, if it comes from a trusted package.
+        trusted: packages besides ``tracker`` whose coders may be imported.
+        sha256: the digest that is expected, where it is known from elsewhere.
+
+    Raises:
+        TrackerError: the bitstream is damaged, another one than expected, or asks for a coder that is not trusted.
+    """
+    manifest = read_manifest(folder)
+    if sha256 is not None and manifest.sha256 != sha256:
+        raise TrackerError(f"{folder} holds the bitstream {manifest.sha256}, not {sha256}: refused")
+    coder = coder or trusted_coder(manifest, trusted)
+    try:
+        # A state dict without any tensor for a coder (all integers, say) has no coder's file to read.
+        decoded = coder.decode(folder) if set(manifest.files) - {"side.zst"} else {}
+        return restore(folder, decoded)
+    except TrackerError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever a decoder makes of a stream that someone forged
+        reason = f"{type(error).__name__}: {error}"
+        raise TrackerError(f"{folder} cannot be decoded ({reason[:200]}); get the bitstream again") from error
+
+
+def trusted_coder(manifest: Manifest, trusted: Collection[str] = ()) -> Coder:
+    """The coder that a manifest names, imported only from ``tracker.codecs`` or a trusted package.
+
+    Raises:
+        TrackerError: it comes from elsewhere, or is no coder.
+    """
+    path = manifest.coder
+    if not path.startswith("tracker.codecs.") and path.split(".")[0] not in trusted:
+        raise TrackerError(
+            f"the bitstream asks for the coder {path}, which is not a part of tracker: "
+            f"if you trust the package, name it with --trust {path.split('.')[0]}"
+        )
+    found = locate(path, "coder")
+    if not isinstance(found, type) or not issubclass(found, Coder):
+        raise TrackerError(f"the bitstream asks for {path}, which is not a coder: refused")
+    return found()

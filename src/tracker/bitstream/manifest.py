@@ -1,0 +1,107 @@
+"""manifest.json: which coder made the files of a bitstream, and one SHA-256 over all of them and itself.
+
+The manifest counts as a part of the bitstream, so it is short: about 150 bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tracker.errors import TrackerError
+
+FORMAT = "tracker-1"
+MANIFEST = "manifest.json"
+LARGEST_MANIFEST = 1 << 20
+KEYS = {"coder", "codec", "files", "format", "sha256"}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A manifest whose digest has been verified.
+
+    Attributes:
+        coder: dotted path of the class that decodes the files.
+        codec: names of the stages that made the bitstream.
+        files: names of the files beside the manifest.
+        sha256: the bitstream's digest (hex).
+    """
+
+    coder: str
+    codec: list[str]
+    files: list[str]
+    sha256: str
+
+
+def write_manifest(folder: Path, coder: str, codec: list[str]) -> Manifest:
+    """Write the manifest for the files that are in a folder."""
+    files = sorted(path.name for path in folder.iterdir())
+    body: dict[str, Any] = {"codec": codec, "coder": coder, "files": files, "format": FORMAT}
+    digest = _digest(folder, body)
+    (folder / MANIFEST).write_bytes(_canonical({**body, "sha256": digest}))
+    return Manifest(coder, codec, files, digest)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a bitstream, after its digest was compared with the files.
+
+    Raises:
+        TrackerError: there is no manifest, it is damaged, it names files outside the folder, or a byte of it or of the
+            files is not as it was written.
+    """
+    path = folder / MANIFEST
+    try:
+        if path.stat().st_size > LARGEST_MANIFEST:
+            raise TrackerError(f"{path} is too large for a manifest")
+        raw = path.read_bytes()
+        content = json.loads(raw)
+    except OSError as error:
+        raise TrackerError(f"{path} cannot be read ({error.strerror}); give the folder of a bitstream") from error
+    except (ValueError, RecursionError) as error:
+        raise TrackerError(f"{path} is damaged: it is not JSON; get the bitstream again") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise TrackerError(f"{path} is damaged, or of a format other than {FORMAT}; get the bitstream again")
+    if not _well_formed(content) or raw != _canonical(content):
+        raise TrackerError(f"{path} is damaged; get the bitstream again")
+    for name in content["files"]:
+        if Path(name).name != name or name in ("", ".", "..", MANIFEST) or "\\" in name:
+            raise TrackerError(f"{path} names {name!r}, which is not a plain file name: refused")
+        if (folder / name).is_symlink() or not (folder / name).is_file():
+            raise TrackerError(f"{folder / name} is missing, or not a plain file; get the bitstream again")
+    digest = content.pop("sha256")
+    if digest != _digest(folder, content):
+        raise TrackerError(f"{folder}: the bitstream is damaged: its SHA-256 is not {digest}; get it again")
+    return Manifest(content["coder"], content["codec"], content["files"], digest)
+
+
+def bitstream_bytes(folder: Path) -> int:
+    """The size of a bitstream: all files that the decoder reads, the manifest included."""
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+
+
+def _well_formed(content: dict[str, Any]) -> bool:
+    lists = all(
+        isinstance(content.get(key), list) and all(isinstance(item, str) for item in content[key])
+        for key in ("codec", "files")
+    )
+    texts = all(isinstance(content.get(key), str) for key in ("coder", "sha256"))
+    return lists and texts and set(content) == KEYS
+
+
+def _canonical(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+
+
+def _digest(folder: Path, body: dict[str, Any]) -> str:
+    """SHA-256 over the manifest without its digest, then each file's size and content."""
+    digest = hashlib.sha256(_canonical(body))
+    for name in body["files"]:
+        path = folder / name
+        digest.update(path.stat().st_size.to_bytes(8, "big"))
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

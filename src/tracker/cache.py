@@ -1,0 +1,80 @@
+"""The cache: what can be made again, kept between runs. ``TRACKER_CACHE`` moves it."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tracker.errors import TrackerError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def cache_folder() -> Path:
+    """``$TRACKER_CACHE``, else ``$XDG_CACHE_HOME/tracker``, else ``~/.cache/tracker``; made where it is missing."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    folder = Path(os.environ.get("TRACKER_CACHE") or Path(base) / "tracker")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrackerError(f"the cache {folder} cannot be made ({error.strerror}); set TRACKER_CACHE") from error
+    return folder
+
+
+def cached_tensors(key: str, make: Callable[[], Mapping[str, torch.Tensor]]) -> Mapping[str, torch.Tensor]:
+    """Tensors by key, made once even when several processes ask at the same time.
+
+    Args:
+        key: a file name's stem.
+        make: called when there is nothing under the key, or what is there cannot be read.
+    """
+    from filelock import FileLock
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file, save_file
+
+    path = cache_folder() / f"{key}.safetensors"
+    with FileLock(path.with_suffix(".lock")):
+        if path.exists():
+            try:
+                return load_file(path)
+            except (SafetensorError, OSError):
+                path.unlink()
+        tensors = make()
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+        partial.replace(path)
+        return tensors
+
+
+def extracted(archive: Path) -> Path:
+    """The folder with an archive's content, extracted once into the cache.
+
+    The folder is named after the archive's name, size and time of change, so a changed archive is extracted anew.
+
+    Raises:
+        TrackerError: the archive is damaged or holds paths that climb out of the folder.
+    """
+    import shutil
+    import tempfile
+
+    from filelock import FileLock
+
+    stat = archive.stat()
+    folder = cache_folder() / f"{archive.name}-{stat.st_size}-{stat.st_mtime_ns}"
+    with FileLock(folder.with_suffix(".lock")):
+        if folder.is_dir():
+            return folder
+        partial = Path(tempfile.mkdtemp(prefix=folder.name, suffix=".partial", dir=folder.parent))
+        try:
+            with tarfile.open(archive) as tar:
+                tar.extractall(partial, filter="data")
+            partial.replace(folder)
+        except (tarfile.TarError, EOFError, OSError) as error:
+            raise TrackerError(f"{archive} cannot be extracted ({error}); get it again") from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return folder

@@ -1,0 +1,69 @@
+"""A codec: transforms in the order given, then exactly one coder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tracker.codecs.base import Coder, Stage, Transform
+from tracker.component import build
+from tracker.errors import TrackerError
+
+
+@dataclass(frozen=True)
+class Codec:
+    """A chain of stages.
+
+    Attributes:
+        transforms: by the names that they have in the config, in order.
+        coder_name: the coder's name in the config.
+        coder: the last stage.
+    """
+
+    transforms: Mapping[str, Transform]
+    coder_name: str
+    coder: Coder
+
+    @property
+    def stages(self) -> list[str]:
+        """The names of all stages, in order."""
+        return [*self.transforms, self.coder_name]
+
+    @property
+    def name(self) -> str:
+        """Such as ``svd>nnc``."""
+        return ">".join(self.stages)
+
+
+def build_codec(config: Mapping[str, Any]) -> Codec | None:
+    """The chain that a config describes; None where there is none.
+
+    Args:
+        config: stage configs by name, in the order of the chain.
+
+    Raises:
+        TrackerError: the chain has no coder, two, or one that is not last; or a stage is configured wrongly.
+    """
+    if not config:
+        return None
+    stages = {name: build(node, f"codec.{name}", Stage) for name, node in config.items()}
+    chain = ">".join(stages)
+    coders = [name for name, stage in stages.items() if isinstance(stage, Coder)]
+    if not coders:
+        raise TrackerError(f"the chain {chain} has no coder: end it with one, such as +codec=[{','.join(stages)},nnc]")
+    if len(coders) > 1:
+        raise TrackerError(f"the chain {chain} has {len(coders)} coders ({', '.join(coders)}): keep one, the last stage")
+    *before, last = stages
+    coder = stages[last]
+    if not isinstance(coder, Coder):
+        raise TrackerError(f"in the chain {chain} the coder {coders[0]} is not last: move it to the end")
+    transforms: dict[str, Transform] = {}
+    for name in before:
+        stage = stages[name]
+        if not isinstance(stage, Transform):
+            raise TrackerError(f"codec.{name} is neither a Transform nor a Coder")
+        transforms[name] = stage
+    for stage in stages.values():
+        stage.check()
+    return Codec(transforms, last, coder)

@@ -1,0 +1,247 @@
+"""MPEG NNC (ISO/IEC 15938-17) through NNCodec, the Fraunhofer HHI implementation of the standard.
+
+Option names are those of ``nncodec.nn.encode`` (https://github.com/d-becking/nncodec2). What they do is described by
+Kirchhoffer et al. 2022, "Overview of the Neural Network Compression and Representation (NNR) Standard", IEEE TCSVT 32(5).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from tracker.codecs.base import Coder, Context, TensorRecord
+from tracker.errors import TrackerError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+FILE = "model.nnc"
+log = logging.getLogger(__name__)
+
+# What nncodec 2.1.3 offers but cannot do here, and why; each is a field, so that it is refused by its own name.
+NOT_WORKING = {
+    "lsa": "local scaling is trained by NNCodec's own data loaders and use cases, which fit none of our anchors",
+    "ioq": "inference-optimised QP needs a model executer from NNCodec's own use cases",
+    "fine_tune": "fine-tuning needs a model executer from NNCodec's own use cases",
+    "tca": "temporal context adaptation codes a model update against an earlier one; here a whole model is coded",
+}
+
+
+class Nnc(Coder):
+    """Quantisation and DeepCABAC entropy coding of a whole model.
+
+    The defaults are NNCodec's own. ``qp`` sets the step size of weights (tensors of two dimensions or more),
+    ``nonweight_qp`` that of all others:
+    delta = (2^d + qp mod 2^d) * 2^(floor(qp / 2^d) - d), with d = ``qp_density``.
+    """
+
+    qp: int = Field(default=-32, description="quantisation parameter of weights, -2^(5+d) to 2^(5+d)-1")
+    qp_density: int = Field(default=2, ge=0, le=4, description="d: 2^d steps of qp halve or double the step size")
+    nonweight_qp: int | None = Field(default=-75, description="the same for other tensors; null: qp - 2^(d+1)")
+    qp_per_tensor: dict[str, int] = Field(default={}, description="qp by tensor name, before the two above")
+    use_dq: bool = Field(default=True, description="dependent (trellis-coded) quantisation")
+    lambda_scale: float = Field(default=0.0, ge=0, description="rate-distortion trade-off of the trellis")
+    opt_qp: bool = Field(default=False, description="qp by NNCodec's rule from each tensor's size and deviation")
+    bitdepth: int | None = Field(default=None, ge=2, le=24, description="integers of so many bits, instead of a qp")
+    approx_method: Literal["uniform", "codebook"] = "uniform"
+    param_opt: bool = Field(default=True, description="optimise the context models' adaptation rates for each tensor")
+    cabac_unary_length_minus1: int = Field(default=10, ge=0, le=15)
+    scan_order: int = Field(default=0, ge=0, le=4, description="0: row by row; 1 to 4: blocks of 8, 16, 32, 64")
+    row_skipping: bool = Field(default=True, description="signal output channels that are all zero")
+    sparsity: float = Field(default=0.0, ge=0, lt=1, description="share of weights set to zero, by magnitude")
+    struct_spars_factor: float = Field(default=0.0, ge=0, le=2, description="also zero whole channels whose mean "
+                                       "magnitude is below this times the tensor's mean; needs sparsity")
+    bnf: bool = Field(default=False, description="fold BatchNorm into scales and biases of the layer before it")
+    lsa: bool = False
+    ioq: bool = False
+    fine_tune: bool = False
+    tca: bool = False
+
+    @field_validator(*NOT_WORKING)
+    @classmethod
+    def _refused(cls, value: bool, info: Any) -> bool:
+        if value:
+            raise ValueError(f"this option of nncodec does not work here: {NOT_WORKING[info.field_name]}")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Nnc:
+        limit = 2 ** (5 + self.qp_density)
+        named = {"qp": self.qp, "nonweight_qp": self.nonweight_qp} | {
+            f"qp_per_tensor.{name}": qp for name, qp in self.qp_per_tensor.items()
+        }
+        for name, qp in named.items():
+            if qp is not None and not -limit <= qp < limit:
+                raise ValueError(f"{name}={qp} is out of range: with qp_density={self.qp_density} it is "
+                                 f"{-limit} to {limit - 1}")
+        if self.nonweight_qp == 0:
+            raise ValueError("nonweight_qp=0 means 'not set' to nncodec; take -1 or 1, or null for qp - 2^(d+1)")
+        if self.bitdepth is not None and (self.qp_per_tensor or self.opt_qp):
+            raise ValueError("bitdepth sets all step sizes itself: leave out opt_qp and qp_per_tensor")
+        if self.struct_spars_factor and not self.sparsity:
+            raise ValueError("struct_spars_factor needs sparsity > 0")
+        return self
+
+    def encode(
+        self, tensors: Mapping[str, Tensor], folder: Path, model: torch.nn.Module, context: Context
+    ) -> list[TensorRecord]:
+        """Code all tensors into one NNC bitstream.
+
+        Raises:
+            TrackerError: qp_per_tensor names a tensor that is not there, values are beyond what a step size can
+                represent, the model cannot be traced for BatchNorm folding, or NNCodec fails.
+        """
+        from tracker.codecs import nnc_fold
+
+        if unknown := sorted(set(self.qp_per_tensor) - set(tensors)):
+            raise TrackerError(f"codec.nnc.qp_per_tensor names {unknown[0]!r}, which is no tensor of the model")
+        arrays = {escape(name): tensor.float().numpy() for name, tensor in tensors.items()}
+        if self.sparsity:
+            arrays = self._sparse(arrays)
+        pairs = nnc_fold.foldable(model, set(tensors)) if self.bnf else []
+        blocks = nnc_fold.blocks(pairs, arrays, escape) if pairs else None
+        for name, array in arrays.items():
+            self._check_range(name, array)
+        coded = self._compress(arrays, blocks)
+        (folder / FILE).write_bytes(coded)
+        if pairs:
+            nnc_fold.write(pairs, folder)
+        return self._records(coded, arrays, blocks)
+
+    def decode(self, folder: Path) -> dict[str, Tensor]:
+        """The tensors, float32, as NNCodec's own decoder gives them."""
+        import torch
+        from nncodec import nnc
+
+        from tracker.codecs import nnc_fold
+
+        with quiet():
+            arrays = nnc.decompress(bytearray((folder / FILE).read_bytes()), reconstruct_lsa=True)
+        tensors = {}
+        for name in list(arrays):
+            tensors[unescape(name)] = torch.from_numpy(arrays.pop(name))
+        return nnc_fold.unfold(tensors, folder)
+
+    def _compress(self, arrays: dict[str, np.ndarray], blocks: dict[str, Any] | None) -> bytes:
+        from nncodec import nnc
+
+        try:
+            with quiet():
+                # bitstream_path=None, because nncodec otherwise writes into the current folder.
+                return bytes(nnc.compress(
+                    arrays,
+                    bitstream_path=None,
+                    return_bitstream=True,
+                    qp=self.qp,
+                    qp_density=self.qp_density,
+                    nonweight_qp=self.nonweight_qp,
+                    qp_per_tensor={escape(name): qp for name, qp in self.qp_per_tensor.items()} or None,
+                    use_dq=self.use_dq,
+                    codebook_mode=2 if self.approx_method == "codebook" else 0,
+                    scan_order=self.scan_order,
+                    lambda_scale=self.lambda_scale,
+                    param_opt=self.param_opt,
+                    cabac_unary_length_minus1=self.cabac_unary_length_minus1,
+                    opt_qp=self.opt_qp,
+                    bnf=blocks is not None,
+                    block_id_and_param_type=blocks,
+                    row_skipping=self.row_skipping,
+                    int_quant_bw=self.bitdepth or False,
+                    verbose=False,
+                ))
+        except (Exception, SystemExit) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise TrackerError(f"nncodec cannot code this model with these options ({reason[:200]})") from error
+
+    def _sparse(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """NNCodec's magnitude pruning, unstructured and then structured."""
+        import numpy as np
+        from nncodec.framework.applications.utils import sparsification
+
+        with quiet():
+            arrays = sparsification.apply_unstruct_spars_v2(
+                self.qp, arrays, target_sparsity=self.sparsity, qp_density=np.int32(self.qp_density)
+            )
+            if self.struct_spars_factor:
+                arrays = sparsification.apply_struct_spars_v2(arrays, gain=self.struct_spars_factor)
+        return dict(arrays)
+
+    def _check_range(self, name: str, array: np.ndarray) -> None:
+        """Refuse values that even the largest step size cannot bring into 32 bits: nncodec would code garbage."""
+        largest = step_size(2 ** (5 + self.qp_density) - 1, self.qp_density) * 2.0**30
+        if max(float(array.max()), -float(array.min())) > largest:
+            raise TrackerError(f"the tensor {unescape(name)} has values beyond {largest:.2g}, the range of NNC")
+
+    def _records(
+        self, coded: bytes, arrays: Mapping[str, np.ndarray], blocks: dict[str, Any] | None
+    ) -> list[TensorRecord]:
+        """Step size and size of each tensor; a block's size is told with its weight."""
+        types = blocks["parameter_type"] if blocks else {}
+        block_of = blocks["block_identifier"] if blocks else {}
+        heads = [name for name in arrays if block_of.get(name) is None or types.get(name) == "weight"]
+        sizes = unit_sizes(coded)
+        share = dict(zip(heads, sizes, strict=True)) if len(sizes) == len(heads) else {}
+        plain = self.bitdepth is None and not self.opt_qp and self.approx_method == "uniform"
+        nonweight = self.qp - 2 ** (self.qp_density + 1) if self.nonweight_qp is None else self.nonweight_qp
+        records = []
+        for name, array in arrays.items():
+            qp = self.qp_per_tensor.get(unescape(name), self.qp if array.ndim > 1 else nonweight)
+            step = step_size(qp, self.qp_density) if plain else None
+            records.append(TensorRecord(unescape(name), step, share.get(name)))
+        return records
+
+
+def step_size(qp: int, density: int) -> float:
+    """NNC's step size: delta = (2^d + qp mod 2^d) * 2^(floor(qp / 2^d) - d)."""
+    k = 1 << density
+    return (k + qp % k) * 2.0 ** (qp // k - density)
+
+
+def unit_sizes(bitstream: bytes) -> list[int]:
+    """Sizes in bytes of the compressed data units (NNR_NDU) of a bitstream, in order.
+
+    Each unit begins with nnr_unit_size_flag (1 bit) and nnr_unit_size (15 or 31 bits), then nnr_unit_type (6 bits).
+    """
+    sizes, at = [], 0
+    while at + 3 <= len(bitstream):
+        width = 4 if bitstream[at] & 0x80 else 2
+        size = int.from_bytes(bitstream[at : at + width], "big") & ((1 << (8 * width - 1)) - 1)
+        if size <= width:
+            break
+        if bitstream[at + width] >> 2 == NDU:
+            sizes.append(size)
+        at += size
+    return sizes
+
+
+NDU = 5  # nnr_unit_type of a compressed data unit
+
+
+def escape(name: str) -> str:
+    """A tensor name that nncodec takes: it reads ``_G`` and ``_H`` as the halves of a decomposition."""
+    return name.replace("%", "%25").replace("_G", "%5FG").replace("_H", "%5FH")
+
+
+def unescape(name: str) -> str:
+    """The name before `escape`."""
+    return name.replace("%5F", "_").replace("%25", "%")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """What nncodec prints goes to the log: notes to INFO, the rest to DEBUG."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            yield
+    finally:
+        for line in printed.getvalue().splitlines():
+            log.log(logging.INFO if "QP" in line and "clipped" in line else logging.DEBUG, "nncodec: %s", line.strip())

@@ -1,0 +1,119 @@
+"""Typed components: what a Hydra node with a ``_target_`` becomes.
+
+A component is a pydantic model whose fields are the keys of its config, so that an unknown key, a wrong type or a
+value out of range is refused, in one line, before any work starts.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tracker.errors import TrackerError
+
+T = TypeVar("T")
+
+
+class Component(BaseModel):
+    """Base of everything that a config names by ``_target_``: anchors, data sets, tasks and codec stages."""
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, frozen=True, protected_namespaces=())
+
+
+def locate(path: str, where: str) -> Any:
+    """The object that a dotted path names.
+
+    Args:
+        path: ``package.module.name`` (``name`` may itself be dotted).
+        where: the config key that holds the path, for the error message.
+
+    Raises:
+        TrackerError: the path cannot be imported.
+    """
+    parts = path.split(".")
+    for cut in range(len(parts) - 1, 0, -1):
+        module_name = ".".join(parts[:cut])
+        try:
+            found: Any = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name and not (module_name == error.name or module_name.startswith(error.name + ".")):
+                raise TrackerError(
+                    f"{where}={path} needs the package {error.name!r}, which is not installed; install it and run again"
+                ) from error
+            continue
+        try:
+            for part in parts[cut:]:
+                found = getattr(found, part)
+        except AttributeError:
+            break
+        return found
+    raise TrackerError(
+        f"{where}={path} cannot be found; give the dotted path of something importable "
+        "(python -m tracker looks in the current folder and on PYTHONPATH)"
+    )
+
+
+def build(node: Mapping[str, Any], where: str, base: type[T]) -> T:
+    """Instantiate a config node.
+
+    Args:
+        node: plain (resolved) mapping with ``_target_`` and the fields of the target.
+        where: its place in the config, such as ``codec.nnc``; error messages name keys below it.
+        base: the class that the result must be an instance of.
+
+    Raises:
+        TrackerError: no target, an unknown or missing key, a wrong type, a value out of range, a wrong kind of object.
+    """
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        raise TrackerError(f"{where} is not complete: it needs a _target_, the dotted path of a {base.__name__}")
+    target = locate(str(node["_target_"]), f"{where}._target_")
+    fields = {str(key): value for key, value in node.items() if key != "_target_"}
+    try:
+        made = target(**fields)
+    except ValidationError as error:
+        raise TrackerError(explain(error, where)) from error
+    except TypeError as error:
+        raise TrackerError(f"{where} does not fit {node['_target_']}: {error}") from error
+    if not isinstance(made, base):
+        raise TrackerError(f"{where}._target_={node['_target_']} is not a {base.__module__}.{base.__name__}")
+    return made
+
+
+def call(node: Mapping[str, Any], where: str, *args: Any) -> Any:
+    """Call what a ``_target_`` node names, with ``args`` first and the node's other keys as keyword arguments.
+
+    Raises:
+        TrackerError: the target cannot be found, or raises.
+    """
+    if "_target_" not in node:
+        raise TrackerError(f"{where} needs a _target_: the dotted path of a callable")
+    target = locate(str(node["_target_"]), f"{where}._target_")
+    keywords = {str(key): value for key, value in node.items() if key != "_target_"}
+    try:
+        return target(*args, **keywords)
+    except TrackerError:
+        raise
+    except Exception as error:
+        raise TrackerError(f"{where}: {node['_target_']} raised {type(error).__name__}: {error}") from error
+
+
+def explain(error: ValidationError, where: str) -> str:
+    """One line from pydantic's list of errors: the first problem, and how many more there are."""
+    problems = error.errors(include_url=False, include_context=False)
+    first = problems[0]
+    key = ".".join([where, *(str(part) for part in first["loc"])]) if first["loc"] else where
+    if first["type"] == "extra_forbidden":
+        text = f"{key} is not an option; look at `python -m tracker --cfg job` for those that are"
+    elif first["type"] == "missing":
+        text = f"{key} is missing; set it on the command line"
+    elif first["type"] == "value_error":
+        text = f"{key}={first['input']!r}: {first['msg'].removeprefix('Value error, ')}" if first["loc"] else (
+            f"{where}: {first['msg'].removeprefix('Value error, ')}"
+        )
+    else:
+        text = f"{key}={first['input']!r}: {first['msg']}"
+    more = len(problems) - 1
+    return text + (f" (and {more} more)" if more else "")

@@ -1,0 +1,123 @@
+"""What a data set is: splits of (input, target) samples, raw, with a digest of their content."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from tracker.component import Component
+from tracker.errors import TrackerError
+
+Split = Literal["calibration", "search", "report", "all"]
+
+# Above this many bytes the digest covers names and sizes only: hashing ImageNet would take longer than evaluating.
+HASHED_BYTES = 512 * 2**20
+
+
+class Samples(Protocol):
+    """A sequence of (input, target), decoded when asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Any, Any]: ...
+
+
+class Data(Component):
+    """A data set.
+
+    Splits: ``calibration`` (inputs used without labels), ``search`` (decisions), ``report`` (figures), and ``all``
+    (search and report together). The three do not overlap.
+    """
+
+    name: str
+
+    @abstractmethod
+    def samples(self, split: Split) -> Samples:
+        """The samples of a split, in a fixed order.
+
+        Raises:
+            TrackerError: the data cannot be found or is not complete.
+        """
+
+    @abstractmethod
+    def digest(self, split: Split) -> str:
+        """SHA-256 (hex) that identifies the samples of a split."""
+
+
+class Decoded:
+    """Samples that a function makes from items (paths, indices) when they are asked for."""
+
+    def __init__(self, items: Sequence[Any], decode: Any) -> None:
+        self.items = items
+        self.decode = decode
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        return self.decode(self.items[index])
+
+
+def open_image(path: Path) -> Any:
+    """A PIL image, decoded.
+
+    Raises:
+        TrackerError: the file is missing or no image.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise TrackerError(f"{path} is not an image that can be read ({error}); replace or remove it") from error
+
+
+def data_root(root: Path | None, what: str) -> Path:
+    """The folder with the data.
+
+    Args:
+        root: the value of ``data.root``.
+        what: what it should hold, for the error message.
+
+    Raises:
+        TrackerError: it is not set, or does not exist.
+    """
+    if root is None:
+        raise TrackerError(f"data.root is not set: give the folder that holds {what}, as data.root=FOLDER")
+    root = root.expanduser()
+    if not root.is_dir():
+        raise TrackerError(f"data.root={root} is not a folder: give the folder that holds {what}")
+    return root
+
+
+def files_digest(paths: Iterable[Path], base: Path) -> str:
+    """SHA-256 (hex) over the names (relative to ``base``) and contents of files.
+
+    Beyond 512 MiB in all it covers names and sizes only.
+    """
+    paths = sorted(paths)
+    sizes = [path.stat().st_size for path in paths]
+    hashed = sum(sizes) <= HASHED_BYTES
+    digest = hashlib.sha256()
+    for path, size in zip(paths, sizes, strict=True):
+        digest.update(f"{path.relative_to(base)}\0{size}\0".encode())
+        if hashed:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def arrays_digest(*arrays: Any) -> str:
+    """SHA-256 (hex) over the dtype, shape and bytes of arrays or tensors."""
+    import numpy as np
+
+    digest = hashlib.sha256()
+    for array in arrays:
+        plain = np.ascontiguousarray(array)
+        digest.update(f"{plain.dtype}{plain.shape}".encode())
+        digest.update(plain.data)
+    return digest.hexdigest()

@@ -1,0 +1,42 @@
+"""Scikit-learn's digits: 1,797 images of 8x8 pixels in 10 classes, shipped with the package."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from tracker.data.base import Data, Decoded, Samples, Split, arrays_digest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Training and calibration are apart as well: the anchor has learned the training images.
+COUNTS = {"training": 797, "calibration": 200, "search": 400, "report": 400}
+
+
+class Digits(Data):
+    """Digits, shuffled once (seed 0) and cut into training (797), calibration (200), search and report (400 each)."""
+
+    name: str = "digits"
+
+    def arrays(self, split: Split | Literal["training"]) -> tuple[Tensor, Tensor]:
+        """Images (N, 1, 8, 8) float32 in 0..1, and classes (N,) int64."""
+        import numpy as np
+        import torch
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        order = np.random.default_rng(0).permutation(len(digits.target))
+        ends = dict(zip(COUNTS, np.cumsum(list(COUNTS.values())), strict=True))
+        wanted = ("search", "report") if split == "all" else (split,)
+        index = np.concatenate([order[ends[name] - COUNTS[name] : ends[name]] for name in wanted])
+        images = torch.from_numpy(digits.images[index]).float().div(16).unsqueeze(1)
+        return images, torch.from_numpy(digits.target[index]).long()
+
+    def samples(self, split: Split) -> Samples:
+        """(image (1, 8, 8), class)."""
+        images, classes = self.arrays(split)
+        return Decoded(range(len(images)), lambda i: (images[i], int(classes[i])))
+
+    def digest(self, split: Split) -> str:
+        """Over images and classes."""
+        return arrays_digest(*self.arrays(split))

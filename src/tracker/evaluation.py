@@ -1,0 +1,115 @@
+"""Batches of a split, and a model's performance on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from tracker.anchors.base import Anchor
+from tracker.data.base import Samples
+from tracker.tasks.base import Evaluation, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KEPT_BYTES = 256 * 2**20
+
+
+class Batches:
+    """The samples of a split, preprocessed and stacked; decoded once if all of them fit into 256 MiB.
+
+    Iterating gives (inputs, targets) on the CPU.
+    """
+
+    def __init__(self, samples: Samples, anchor: Anchor, task: Task) -> None:
+        self.samples, self.anchor, self.task = samples, anchor, task
+        self.kept: list[Any] | None = None
+
+    def __len__(self) -> int:
+        return -(-len(self.samples) // self.task.batch_size)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        """One preprocessed sample, for the loader."""
+        sample, target = self.samples[index]
+        return self.anchor.preprocess(sample), self.task.target(target)
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        if self.kept is not None:
+            yield from self.kept
+            return
+        from torch.utils.data import DataLoader
+
+        # The loader asks for len() in samples, and this object's is in batches.
+        loader: Any = DataLoader(
+            _Indexed(self), batch_size=self.task.batch_size, num_workers=self.task.workers  # type: ignore[arg-type]
+        )
+        kept: list[Any] | None = []
+        size = 0
+        for inputs, targets in loader:
+            size += tensor_bytes(inputs) + tensor_bytes(targets)
+            if kept is not None:
+                kept = [*kept, (inputs, targets)] if size <= KEPT_BYTES else None
+            yield inputs, targets
+        self.kept = kept
+
+
+class _Indexed:
+    """A map-style data set over `Batches`' samples."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches.samples)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        return self.batches[index]
+
+
+def evaluate(anchor: Anchor, model: nn.Module, task: Task, batches: Batches, device: str, label: str) -> Evaluation:
+    """A model's performance.
+
+    Args:
+        anchor: knows how to run the model.
+        model: put into evaluation mode on the device.
+        task: scores the outputs.
+        batches: of the split.
+        device: to compute on.
+        label: for the progress bar.
+    """
+    model = model.to(device).eval()
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+    def predict(inputs: Any) -> Tensor:
+        return anchor.predict(model, on_device(inputs, device, dtype))
+
+    def moved() -> Iterator[tuple[Any, Any]]:
+        for inputs, targets in tqdm(batches, desc=f"evaluate {label}", unit="batch", disable=None, leave=False):
+            yield on_device(inputs, device, None), on_device(targets, device, None)
+
+    with torch.inference_mode():
+        return task.evaluate(predict, moved())
+
+
+def on_device(value: Any, device: str, dtype: torch.dtype | None) -> Any:
+    """Tensors in nested containers on a device, floating-point ones in a dtype."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device, dtype if value.is_floating_point() else None)
+    if isinstance(value, dict):
+        return {key: on_device(item, device, dtype) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(on_device(item, device, dtype) for item in value)
+    return value
+
+
+def tensor_bytes(value: Any) -> int:
+    """Bytes of the tensors in nested containers."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, dict):
+        return sum(tensor_bytes(item) for item in value.values())
+    return sum(tensor_bytes(item) for item in value) if isinstance(value, tuple | list) else 0

@@ -1,0 +1,61 @@
+"""The whole configuration, typed; what it names is built from it before any work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tracker.component import explain
+from tracker.errors import TrackerError
+
+
+class Section(BaseModel):
+    """A part of the configuration that is not a component."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Transparency(Section):
+    """When a drop counts as transparent.
+
+    Without `confidence` the drop itself must be within the task's tolerance; with it, the upper end of the drop's
+    two-sided confidence interval must be.
+    """
+
+    confidence: float | None = Field(default=None, gt=0, lt=1)
+    resamples: int = Field(default=1000, ge=100, le=100_000, description="draws of the bootstrap")
+
+
+class Tracking(Section):
+    """Where runs go: the experiment is named after the anchor unless set."""
+
+    experiment: str | None = None
+    run_name: str | None = None
+
+
+class Settings(Section):
+    """The configuration's top level."""
+
+    scenario: dict[str, Any]
+    anchor: dict[str, Any]
+    task: dict[str, Any]
+    data: dict[str, Any]
+    codec: dict[str, Any] = {}
+    transparency: Transparency = Transparency()
+    tracking: Tracking = Tracking()
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    seed: int = Field(default=0, ge=0)
+
+
+def read_settings(config: Mapping[str, Any]) -> Settings:
+    """Validate a composed configuration.
+
+    Raises:
+        TrackerError: a key is unknown or missing, a type is wrong, or a value is out of range.
+    """
+    try:
+        return Settings(**config)
+    except ValidationError as error:
+        raise TrackerError(explain(error, "config").replace("config.", "", 1)) from error

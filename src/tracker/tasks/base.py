@@ -1,0 +1,89 @@
+"""What a task is: metrics with their directions, a tolerance, and scores per sample."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from tracker.component import Component
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    Predict = Callable[[Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model's performance on a split.
+
+    Attributes:
+        metrics: value by metric name; the first is the primary one.
+        scores: per-sample scores, shape (N, K) float64, from which `Task.performance` gives the primary metric; None
+            where the task has none.
+    """
+
+    metrics: dict[str, float]
+    scores: np.ndarray | None
+
+
+class Task(Component):
+    """Metrics, the tolerance that defines *transparent*, and the split that figures are reported on.
+
+    A new task overrides `evaluate`, `primary` and `higher_is_better`, and `performance` where its primary metric is
+    not the mean of the first column of scores.
+    """
+
+    # Keys that change neither the metrics' values nor the samples they are measured on.
+    NOT_IDENTITY: ClassVar[frozenset[str]] = frozenset({"tolerance", "batch_size", "workers"})
+
+    name: str
+    split: Literal["report", "search", "all"] = "report"
+    tolerance: float = Field(ge=0, description="the largest drop that counts as transparent, in the metric's unit")
+    batch_size: int = Field(default=128, ge=1)
+    workers: int = Field(default=0, ge=0, description="processes that decode samples")
+
+    @property
+    @abstractmethod
+    def primary(self) -> str:
+        """The name of the metric that decides."""
+
+    @property
+    @abstractmethod
+    def higher_is_better(self) -> bool:
+        """The primary metric's direction."""
+
+    @abstractmethod
+    def evaluate(self, predict: Predict, batches: Iterable[tuple[Any, Any]]) -> Evaluation:
+        """Measure a model.
+
+        Args:
+            predict: the model's output for a batch of inputs.
+            batches: (inputs, targets) on the model's device.
+        """
+
+    def performance(self, scores: np.ndarray) -> float:
+        """The primary metric over some samples' scores.
+
+        Args:
+            scores: shape (N, K).
+        """
+        return float(scores[:, 0].mean())
+
+    def target(self, sample: Any) -> Any:
+        """A raw target of the data set as a tensor or number."""
+        return sample
+
+    def drop(self, anchor: float, decoded: float) -> float:
+        """Anchor performance less decoded performance, signed so that worse is positive."""
+        return anchor - decoded if self.higher_is_better else decoded - anchor
+
+    def identity(self) -> dict[str, Any]:
+        """What the measured values depend on, besides model and data."""
+        fields = self.model_dump(mode="json", exclude=set(self.NOT_IDENTITY))
+        return {"task": type(self).__qualname__, **fields}

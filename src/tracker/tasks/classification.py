@@ -1,0 +1,60 @@
+"""Classification: top-1 and top-5 accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from tracker.errors import TrackerError
+from tracker.tasks.base import Evaluation, Task
+
+if TYPE_CHECKING:
+    from tracker.tasks.base import Predict
+
+
+class Classification(Task):
+    """Accuracy in 0..1 over all samples (torchmetrics' multiclass accuracy, micro average)."""
+
+    name: str = "classification"
+    tolerance: float = 0.005
+
+    @property
+    def primary(self) -> str:
+        """Top-1 accuracy."""
+        return "top1"
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Yes."""
+        return True
+
+    def evaluate(self, predict: Predict, batches: Iterable[tuple[Any, Any]]) -> Evaluation:
+        """Metrics top1 and (from five classes on) top5; scores: 1 where the sample's top-1 is right, else 0.
+
+        Raises:
+            TrackerError: the output is not (batch, classes), or a class index lies beyond it.
+        """
+        import torch
+        from torchmetrics.functional.classification import multiclass_accuracy
+
+        outputs, targets = [], []
+        for inputs, labels in batches:
+            outputs.append(predict(inputs).float().cpu())
+            targets.append(labels.cpu())
+        logits, classes = torch.cat(outputs), torch.cat(targets)
+        if logits.ndim != 2:
+            raise TrackerError(f"task=classification needs outputs of shape (batch, classes), not {tuple(logits.shape)}")
+        if int(classes.max()) >= logits.shape[1]:
+            raise TrackerError(
+                f"the data set has class {int(classes.max())}, but the model gives only {logits.shape[1]} classes; "
+                "anchor and data do not belong together"
+            )
+
+        def accuracy(k: int) -> float:
+            return float(multiclass_accuracy(logits, classes, num_classes=logits.shape[1], average="micro", top_k=k))
+
+        metrics = {"top1": accuracy(1)}
+        if logits.shape[1] >= 5:
+            metrics["top5"] = accuracy(5)
+        right = (logits.argmax(dim=1) == classes).double().unsqueeze(1)
+        return Evaluation(metrics, right.numpy())

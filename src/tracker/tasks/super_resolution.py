@@ -1,0 +1,72 @@
+"""Super-resolution: PSNR and SSIM on luminance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from tracker.errors import TrackerError
+from tracker.tasks.base import Evaluation, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tracker.tasks.base import Predict
+
+
+class SuperResolution(Task):
+    """PSNR in dB and SSIM, the mean over images, on luminance (BT.601) without a border of `border` pixels."""
+
+    name: str = "super_resolution"
+    tolerance: float = 0.1
+    batch_size: int = Field(default=1, ge=1)
+    border: int = Field(default=2, ge=0, description="pixels cut off at each side, by convention the scale")
+
+    @property
+    def primary(self) -> str:
+        """PSNR."""
+        return "psnr"
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Yes."""
+        return True
+
+    def target(self, sample: Any) -> Tensor:
+        """The original's luminance, shape (1, H, W), rounded to 8 bits as images are stored."""
+        from tracker.anchors.images import luminance, rgb
+
+        return (luminance(rgb(sample)) * 255).round() / 255
+
+    def evaluate(self, predict: Predict, batches: Iterable[tuple[Any, Any]]) -> Evaluation:
+        """Metrics psnr (dB) and ssim; scores: each image's PSNR and SSIM.
+
+        Raises:
+            TrackerError: the output is no image of the original's size.
+        """
+        import numpy as np
+        from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+        from tracker.anchors.images import luminance
+
+        rows = []
+        for inputs, originals in batches:
+            outputs = predict(inputs).float()
+            outputs = luminance(outputs) if outputs.shape[-3] == 3 else outputs
+            if outputs.shape != originals.shape:
+                raise TrackerError(
+                    f"the model gives {tuple(outputs.shape)} where the original is {tuple(originals.shape)}; "
+                    "data.scale or data.upscaled does not fit the anchor"
+                )
+            outputs = (outputs.clamp(0, 1) * 255).round() / 255
+            cut = slice(self.border, -self.border or None)
+            for output, original in zip(outputs[..., cut, cut], originals[..., cut, cut], strict=True):
+                pair = output.unsqueeze(0), original.unsqueeze(0)
+                psnr = peak_signal_noise_ratio(*pair, data_range=1.0)
+                ssim = structural_similarity_index_measure(*pair, data_range=1.0)
+                rows.append((float(psnr), float(ssim)))
+        scores = np.array(rows)
+        psnr, ssim = scores.mean(axis=0)
+        return Evaluation({"psnr": float(psnr), "ssim": float(ssim)}, scores)

@@ -1,0 +1,148 @@
+"""Anchors in MLflow: each is evaluated and logged once per (weights, task), and found again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tracker.tasks.base import Evaluation, Task
+from tracker.tracking.run import Run
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+SCORES = "scores.safetensors"
+
+
+@dataclass(frozen=True)
+class LoggedAnchor:
+    """An anchor's run and what was measured in it.
+
+    Attributes:
+        run_id: of the run of kind ``anchor``.
+        evaluation: the metrics and the scores of each sample.
+        found: whether it had been logged before.
+    """
+
+    run_id: str
+    evaluation: Evaluation
+    found: bool
+
+
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) over the names, dtypes, shapes and bytes of tensors, in the order of their names."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def task_digest(task: Task, preprocessing: str, data_digest: str) -> str:
+    """SHA-256 (hex) over all that an anchor's performance depends on besides its weights."""
+    identity = {"task": task.identity(), "preprocessing": preprocessing, "data": data_digest}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def logged_anchor(
+    client: MlflowClient,
+    experiment: str,
+    sha256: str,
+    task_sha256: str,
+    make: Callable[[], LoggedAnchor],
+    lock_folder: Path,
+) -> LoggedAnchor:
+    """The anchor's run, made only where there is none.
+
+    Args:
+        client: of the tracking store.
+        experiment: the experiment's id.
+        sha256: digest of the weights.
+        task_sha256: digest of the task.
+        make: evaluates and logs the anchor.
+        lock_folder: shared by the processes of this machine; one of them makes the run, the others wait.
+    """
+    from filelock import FileLock
+
+    key = hashlib.sha256(f"{experiment}{sha256}{task_sha256}".encode()).hexdigest()[:24]
+    if found := find_anchor(client, experiment, sha256, task_sha256):
+        return found
+    with FileLock(lock_folder / f"anchor-{key}.lock"):
+        if found := find_anchor(client, experiment, sha256, task_sha256):
+            return found
+        made = make()
+        # Another machine may have done the same meanwhile: the first one by start time stays, on every machine.
+        first = find_anchor(client, experiment, sha256, task_sha256)
+        if first is not None and first.run_id != made.run_id:
+            client.delete_run(made.run_id)
+            return first
+        return made
+
+
+def find_anchor(client: MlflowClient, experiment: str, sha256: str, task_sha256: str) -> LoggedAnchor | None:
+    """The first finished run of this anchor and task whose scores can be read."""
+    runs = client.search_runs(
+        [experiment],
+        f"tags.`tracker.kind` = 'anchor' AND tags.`tracker.anchor.sha256` = '{sha256}' "
+        f"AND tags.`tracker.task.sha256` = '{task_sha256}' AND attributes.status = 'FINISHED'",
+        order_by=["attributes.start_time ASC", "attributes.run_id ASC"],
+        max_results=10,
+    )
+    for run in runs:
+        metrics = json.loads(run.data.tags.get("tracker.metrics", "[]"))
+        values = {name: run.data.metrics[f"{name}/anchor"] for name in metrics if f"{name}/anchor" in run.data.metrics}
+        try:
+            scores = read_scores(client, run.info.run_id)
+        except Exception as error:  # whatever the artifact store raises: artifacts may have been cleaned up
+            log.warning("the anchor of run %s is evaluated again: its scores are gone (%s)", run.info.run_id, error)
+            continue
+        if values and len(values) == len(metrics):
+            return LoggedAnchor(run.info.run_id, Evaluation(values, scores), found=True)
+    return None
+
+
+def read_scores(client: MlflowClient, run_id: str) -> Any:
+    """The scores of an anchor's samples, shape (N, K); None where its task has none."""
+    from safetensors.numpy import load
+
+    path = Path(client.download_artifacts(run_id, f"scores/{SCORES}"))
+    return load(path.read_bytes()).get("scores")
+
+
+def log_anchor(run: Run, tensors: Mapping[str, Tensor], evaluation: Evaluation, folder: Path) -> None:
+    """Store an anchor's weights as safetensors, and its scores.
+
+    Args:
+        run: of kind ``anchor``.
+        tensors: the state dict; tied tensors are stored once.
+        evaluation: what was measured.
+        folder: for files on their way.
+    """
+    import numpy as np
+    from safetensors.numpy import save_file as save_arrays
+    from safetensors.torch import save_file
+
+    from tracker.bitstream.state import aliases, own_memory
+
+    tied = aliases(tensors)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        own, scores = Path(scratch) / "anchor", Path(scratch) / "scores"
+        own.mkdir()
+        scores.mkdir()
+        unique = own_memory({name: tensor for name, tensor in tensors.items() if name not in tied})
+        save_file(unique, own / "model.safetensors", {"format": "pt", **({"tied": json.dumps(tied)} if tied else {})})
+        arrays = {} if evaluation.scores is None else {"scores": np.ascontiguousarray(evaluation.scores)}
+        save_arrays(arrays, scores / SCORES)
+        run.log_folder(own, "anchor")
+        run.log_folder(scores, "scores")

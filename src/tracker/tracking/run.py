@@ -1,0 +1,156 @@
+"""One MLflow run, which ends FINISHED only if everything in it was logged."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from tracker.errors import TrackerError
+from tracker.tracking.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+log = logging.getLogger(__name__)
+PARAMS_PER_CALL = 100  # MLflow's limit for one batch
+
+
+class Run:
+    """A context manager around an MLflow run.
+
+    On the way out the run ends FINISHED, or, after any exception (Ctrl-C and SIGTERM included), FAILED with the error
+    in the tag ``tracker.error`` and without artifacts that look finished. A watchdog process does the same for a run
+    whose process was killed.
+    """
+
+    def __init__(
+        self, client: MlflowClient, uri: str, experiment: str, name: str, kind: str, tags: Mapping[str, str]
+    ) -> None:
+        """Prepare a run.
+
+        Args:
+            client: of the store at ``uri``.
+            uri: for the watchdog.
+            experiment: the experiment's id.
+            name: what the UI shows.
+            kind: value of the tag ``tracker.kind``.
+            tags: further tags, known at the start.
+        """
+        self.client, self.uri, self.experiment, self.name = client, uri, experiment, name
+        self.tags = {"tracker.kind": kind, **tags}
+        self.uploaded: list[str] = []
+        self.id = ""
+
+    def __enter__(self) -> Run:
+        """Create the run."""
+        from mlflow.tracking.context.registry import resolve_tags
+
+        run = self.client.create_run(self.experiment, tags=resolve_tags(self.tags), run_name=self.name)
+        self.id = run.info.run_id
+        self.artifact_uri = run.info.artifact_uri
+        self.watchdog = Watchdog(self.uri, self.id)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the run."""
+        try:
+            if error is None:
+                self.client.set_terminated(self.id, "FINISHED")
+            else:
+                self._fail(error)
+        finally:
+            self.watchdog.stop()
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Log parameters, in batches."""
+        from mlflow.entities import Param
+
+        entries = [Param(key[:250], str(value)[:6000]) for key, value in params.items()]
+        for start in range(0, len(entries), PARAMS_PER_CALL):
+            self.client.log_batch(self.id, params=entries[start : start + PARAMS_PER_CALL])
+
+    def log_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Log metrics, all with the same time stamp."""
+        import time
+
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self.client.log_batch(self.id, metrics=[Metric(key, float(value), now, 0) for key, value in metrics.items()])
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags."""
+        from mlflow.entities import RunTag
+
+        self.client.log_batch(self.id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+    def log_folder(self, folder: Path, name: str) -> None:
+        """Upload a folder's files as artifacts below ``name``.
+
+        Raises:
+            TrackerError: they cannot be stored.
+        """
+        self.uploaded.append(name)
+        try:
+            self.client.log_artifacts(self.id, str(folder), name)
+        except Exception as error:  # every artifact store has its own exceptions
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise TrackerError(f"the artifacts {name}/ cannot be stored ({reason[:200]}); is there space left?") from error
+
+    def log_table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
+        """Log a table that the UI shows."""
+        if rows:
+            self.client.log_table(self.id, {key: [row[key] for row in rows] for key in rows[0]}, name)
+
+    def log_data(self, name: str, digest: str, split: str, source: str) -> None:
+        """Log the data set's split as the run's input."""
+        from mlflow.data.code_dataset_source import CodeDatasetSource
+        from mlflow.data.meta_dataset import MetaDataset
+        from mlflow.entities import DatasetInput, InputTag
+
+        dataset = MetaDataset(CodeDatasetSource({"tracker.data": source}), name=f"{name}/{split}", digest=digest[:36])
+        entity = DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", split)])
+        self.client.log_inputs(self.id, [entity])
+
+    def stored(self, name: str) -> Path:
+        """The stored artifacts below ``name`` as a local folder: where they are, or downloaded."""
+        return Path(self.client.download_artifacts(self.id, name))
+
+    def _fail(self, error: BaseException) -> None:
+        reason = str(error) if isinstance(error, TrackerError) else f"{type(error).__name__}: {error}"
+        try:
+            self._discard()
+            self.client.set_tag(self.id, "tracker.error", reason[:4000])
+            self.client.set_terminated(self.id, "FAILED")
+        except Exception as second:  # the store itself may be what failed; the first error is the one to tell
+            print(f"the run {self.id} could not be marked as failed: {second}", file=sys.stderr)
+
+    def _discard(self) -> None:
+        """Take back artifacts of a run that failed, so that none looks finished."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        for name in self.uploaded:
+            try:
+                get_artifact_repository(self.artifact_uri).delete_artifacts(name)
+            except Exception as error:  # not every store can delete
+                log.debug("artifacts %s/ of the failed run remain: %s", name, error)
+
+
+def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys; lists as they print."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            flat.update(flattened(value, f"{name}."))
+        else:
+            flat[name] = value
+    return flat
+
+

@@ -1,0 +1,119 @@
+"""The MLflow tracking store: where it is, and that it answers before any work starts."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from tracker.errors import TrackerError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+DEFAULT_URI = "sqlite:///mlruns/mlflow.db"
+SQLITE = "sqlite:///"
+
+
+def tracking_uri() -> str:
+    """``MLFLOW_TRACKING_URI`` if set, else SQLite under ``mlruns/`` of the current folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+
+
+def without_secrets(uri: str) -> str:
+    """A URI as it may be shown: no user, no password, no query."""
+    parts = urlsplit(uri)
+    if not parts.hostname:
+        return uri.split("?")[0]
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
+
+
+def database_file(uri: str) -> Path | None:
+    """The file of a SQLite store; None for every other store."""
+    return Path(uri.removeprefix(SQLITE).split("?")[0]).absolute() if uri.startswith(SQLITE) else None
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client for a store that is there.
+
+    Args:
+        uri: an MLflow tracking URI; a new SQLite file is set up, by one process at a time.
+
+    Raises:
+        TrackerError: the server does not answer, or the store cannot be opened.
+    """
+    if uri.startswith(("http://", "https://")):
+        _check_server(uri)
+    file = database_file(uri)
+    if file is not None:
+        _check_folder(file.parent)
+    # An anchor's URI (runs:/, models:/) and artifact stores resolve against the same store as the client.
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    import mlflow
+    from mlflow import MlflowClient
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        mlflow.set_tracking_uri(uri)
+        if file is None:
+            client = MlflowClient(uri)
+            client.search_experiments(max_results=1)
+            return client
+        from filelock import FileLock
+
+        # MLflow creates and migrates tables when it opens a database; two processes doing so at once fail.
+        with FileLock(file.with_suffix(".lock")):
+            client = MlflowClient(uri)
+            client.search_experiments(max_results=1)
+        return client
+    except Exception as error:  # every store has its own exceptions
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise TrackerError(f"the MLflow store {without_secrets(uri)} cannot be opened: {reason[:200]}") from error
+
+
+def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
+    """The experiment's id; it is made where it is missing, and brought back where it was deleted.
+
+    The artifacts of a SQLite store lie beside the database, in ``artifacts/``.
+    """
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        file = database_file(uri)
+        location = (file.parent / "artifacts").as_uri() if file else None
+        try:
+            return client.create_experiment(name, artifact_location=location)
+        except MlflowException:
+            found = client.get_experiment_by_name(name)  # another process was faster
+            if found is None:
+                raise
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    return found.experiment_id
+
+
+def _check_server(uri: str) -> None:
+    """Ask once with a short time limit; MLflow itself would retry for minutes."""
+    import requests
+
+    try:
+        requests.get(uri, timeout=10, allow_redirects=False)
+    except requests.RequestException as error:
+        raise TrackerError(
+            f"the MLflow server {without_secrets(uri)} does not answer ({type(error).__name__}); "
+            "start it, or set MLFLOW_TRACKING_URI"
+        ) from error
+
+
+def _check_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrackerError(f"the tracking folder {folder} cannot be made ({error.strerror})") from error
+    if not os.access(folder, os.W_OK):
+        raise TrackerError(f"the tracking folder {folder} cannot be written to")

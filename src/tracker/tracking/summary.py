@@ -1,0 +1,92 @@
+"""What a person sees of a run: its name, its progress, and the few lines at its end."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from tracker.tracking.store import DEFAULT_URI, without_secrets
+
+if TYPE_CHECKING:
+    from tracker.scenarios.decision import Decision
+    from tracker.scenarios.job import Job
+    from tracker.tasks.base import Evaluation
+    from tracker.tracking.anchors import LoggedAnchor
+    from tracker.tracking.run import Run
+
+log = logging.getLogger("tracker")
+
+
+def run_name(job: Job) -> str:
+    """Such as ``nnc qp=-28``: the chain, and what the command line changed in it."""
+    if job.settings.tracking.run_name:
+        return job.settings.tracking.run_name
+    changed = [word.removeprefix("codec.") for word in job.overrides if word.startswith("codec.")]
+    if job.codec is not None and not job.codec.transforms:
+        changed = [word.removeprefix(f"{job.codec.coder_name}.") for word in changed]
+    return " ".join([job.codec.name if job.codec else "anchor", *changed])[:250]
+
+
+def show_anchor(job: Job, anchor: LoggedAnchor, size: int, uri: str) -> None:
+    """The lines at the end of a run without a codec."""
+    found = "found again" if anchor.found else "evaluated"
+    log.info("%s: %s bytes, %s on %s/%s (%s)", job.anchor.name, f"{size:,}", metrics_text(anchor.evaluation.metrics),
+             job.data.name, job.task.split, found)
+    log.info("run %s · %s", anchor.run_id, ui_command(uri))
+
+
+def show_compression(
+    job: Job, run: Run, anchor: LoggedAnchor, size: int, anchor_size: int, decoded: Evaluation, decision: Decision,
+    uri: str,
+) -> None:
+    """The lines at the end of a compression run."""
+    primary = job.task.primary
+    log.info("%s · %s: %s of %s bytes, rate %.2f %%, %.2f bits per parameter", job.anchor.name, run.name,
+             f"{size:,}", f"{anchor_size:,}", 100 * size / anchor_size, 32 * size / anchor_size)
+    interval = ""
+    if decision.interval is not None:
+        interval = f" [{decision.interval[0]:.4g}, {decision.interval[1]:.4g} at {decision.confidence:.0%}]"
+    verdict = "transparent" if decision.transparent else "NOT transparent"
+    log.info("%s %.4f, anchor %.4f, drop %.4g%s: %s (tolerance %g)", primary, decoded.metrics[primary],
+             anchor.evaluation.metrics[primary], decision.drop, interval, verdict, job.task.tolerance)
+    log.info("bitstream %s/bitstream", without_secrets(run.artifact_uri).removeprefix("file://"))
+    log.info("run %s · %s", run.id, ui_command(uri))
+
+
+def metrics_text(metrics: dict[str, float]) -> str:
+    """Such as ``top1 0.9825, top5 1.0000``."""
+    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+
+
+def ui_command(uri: str) -> str:
+    """How to look at the store."""
+    if uri.startswith(("http://", "https://")):
+        return f"open {without_secrets(uri)}"
+    return f"mlflow ui --backend-store-uri {uri if uri == DEFAULT_URI else without_secrets(uri)}"
+
+
+@contextlib.contextmanager
+def activity(what: str) -> Iterator[None]:
+    """Elapsed seconds on a terminal, for work that does not tell how far it is; nothing in a log."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    done, began = threading.Event(), time.monotonic()
+
+    def tick() -> None:
+        while not done.wait(0.5):
+            print(f"\r{what}: {time.monotonic() - began:.0f} s", end="", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=tick, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
