@@ -35,10 +35,10 @@ class SuperResolution(Task):
         return True
 
     def target(self, sample: Any) -> Tensor:
-        """The original's luminance, shape (1, H, W), rounded to 8 bits as images are stored."""
+        """The original's luminance, shape (1, H, W), in 0..1."""
         from tracker.anchors.images import luminance, rgb
 
-        return (luminance(rgb(sample)) * 255).round() / 255
+        return luminance(rgb(sample))
 
     def evaluate(self, predict: Predict, batches: Iterable[tuple[Any, Any]]) -> Evaluation:
         """Metrics psnr (dB) and ssim; scores: each image's PSNR and SSIM.
@@ -60,7 +60,7 @@ class SuperResolution(Task):
                     f"the model gives {tuple(outputs.shape)} where the original is {tuple(originals.shape)}; "
                     "data.scale or data.upscaled does not fit the anchor"
                 )
-            outputs = (outputs.clamp(0, 1) * 255).round() / 255
+            outputs = outputs.clamp(0, 1)
             cut = slice(self.border, -self.border or None)
             for output, original in zip(outputs[..., cut, cut], originals[..., cut, cut], strict=True):
                 pair = output.unsqueeze(0), original.unsqueeze(0)

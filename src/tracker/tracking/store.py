@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -36,6 +38,24 @@ def database_file(uri: str) -> Path | None:
     return Path(uri.removeprefix(SQLITE).split("?")[0]).absolute() if uri.startswith(SQLITE) else None
 
 
+preparing: list[subprocess.Popen[bytes]] = []
+
+
+def prepare(uri: str) -> None:
+    """Begin to set up a new SQLite store in another process.
+
+    MLflow takes seconds to make its tables, and so does this process to import torch and nncodec: side by side they
+    cost little. `connect` waits for it.
+    """
+    file = database_file(uri)
+    if file is None or file.exists() or preparing:
+        return
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": uri}
+    command = [sys.executable, "-m", "tracker.tracking.store"]
+    preparing.append(subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                      stderr=subprocess.DEVNULL))
+
+
 def connect(uri: str) -> MlflowClient:
     """A client for a store that is there.
 
@@ -45,11 +65,14 @@ def connect(uri: str) -> MlflowClient:
     Raises:
         TrackerError: the server does not answer, or the store cannot be opened.
     """
+    while preparing:
+        preparing.pop().wait()  # what went wrong there goes wrong below as well, and is told
     if uri.startswith(("http://", "https://")):
         _check_server(uri)
     file = database_file(uri)
     if file is not None:
         _check_folder(file.parent)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # An anchor's URI (runs:/, models:/) and artifact stores resolve against the same store as the client.
     os.environ["MLFLOW_TRACKING_URI"] = uri
     import mlflow
@@ -117,3 +140,7 @@ def _check_folder(folder: Path) -> None:
         raise TrackerError(f"the tracking folder {folder} cannot be made ({error.strerror})") from error
     if not os.access(folder, os.W_OK):
         raise TrackerError(f"the tracking folder {folder} cannot be written to")
+
+
+if __name__ == "__main__":
+    connect(tracking_uri())
