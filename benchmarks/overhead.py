@@ -50,15 +50,18 @@ def bare(anchor: str, data_root: Path) -> None:
     inputs, classes = torch.stack(images), torch.tensor(labels)
     del images
 
+    batches = list(zip(inputs.split(128), classes.split(128), strict=True))
+
     def top1(network: torch.nn.Module) -> float:
         with torch.inference_mode():
-            right = [(network(x).argmax(1) == y).sum() for x, y in zip(inputs.split(128), classes.split(128))]
+            right = [(network(x).argmax(1) == y).sum() for x, y in batches]
         return float(sum(right)) / len(classes)
 
     results = {"anchor": top1(model)}
     arrays = {name: tensor.numpy() for name, tensor in weights.items()}
-    coded = nncodec.nnc.compress(arrays, bitstream_path=None, qp=-28, nonweight_qp=-75, row_skipping=True,
-                                 return_bitstream=True)
+    coded = nncodec.nnc.compress(
+        arrays, bitstream_path=None, qp=-28, nonweight_qp=-75, row_skipping=True, return_bitstream=True
+    )
     decoded = nncodec.nnc.decompress(coded)
     again = network()
     again.load_state_dict({name: torch.from_numpy(array) for name, array in decoded.items()})
@@ -68,8 +71,13 @@ def bare(anchor: str, data_root: Path) -> None:
 def measured(command: list[str], folder: Path) -> tuple[float, float, str]:
     """Seconds, peak resident MiB and standard output of a command."""
     began = time.perf_counter()
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True,
-                               env={k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"})
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"},
+    )
     assert process.stdout is not None
     output = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
@@ -91,10 +99,24 @@ def main() -> None:
     if chosen.bare:
         return bare(chosen.anchor, root)
     commands = {
-        "bare": [sys.executable, str(Path(__file__).resolve()), "--bare", "--anchor", chosen.anchor,
-                 "--data-root", str(root)],
-        "tracker": [sys.executable, "-m", "tracker", f"anchor={chosen.anchor}", "+codec=nnc", "codec.nnc.qp=-28",
-                    f"data.root={root}"],
+        "bare": [
+            sys.executable,
+            str(Path(__file__).resolve()),
+            "--bare",
+            "--anchor",
+            chosen.anchor,
+            "--data-root",
+            str(root),
+        ],
+        "tracker": [
+            sys.executable,
+            "-m",
+            "tracker",
+            f"anchor={chosen.anchor}",
+            "+codec=nnc",
+            "codec.nnc.qp=-28",
+            f"data.root={root}",
+        ],
     }
     results: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
     for _ in range(chosen.repeats):
@@ -106,8 +128,10 @@ def main() -> None:
     (bare_s, bare_m), (own_s, own_m) = (
         tuple(statistics.median(column) for column in zip(*results[name], strict=True)) for name in commands
     )
-    print(f"{chosen.anchor}: bare {bare_s:.2f} s, tracker {own_s:.2f} s: +{own_s - bare_s:.2f} s "
-          f"(limit {3 + 0.05 * bare_s:.2f}); peak {bare_m:.0f} and {own_m:.0f} MiB (limit {1.25 * bare_m + 200:.0f})")
+    print(
+        f"{chosen.anchor}: bare {bare_s:.2f} s, tracker {own_s:.2f} s: +{own_s - bare_s:.2f} s "
+        f"(limit {3 + 0.05 * bare_s:.2f}); peak {bare_m:.0f} and {own_m:.0f} MiB (limit {1.25 * bare_m + 200:.0f})"
+    )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import logging
 import os
@@ -93,10 +94,9 @@ def signal_handlers() -> None:
     def terminate(number: int, frame: FrameType | None) -> NoReturn:
         raise Terminated
 
-    try:
+    # Only the main thread may set handlers, and some launchers run jobs in others.
+    with contextlib.suppress(ValueError):
         signal.signal(signal.SIGTERM, terminate)
-    except ValueError:
-        pass  # not the main thread of this process: some launchers run jobs in others
 
 
 def main() -> int:

@@ -110,8 +110,10 @@ def explain(error: ValidationError, where: str) -> str:
     elif first["type"] == "missing":
         text = f"{key} is missing; set it on the command line"
     elif first["type"] == "value_error":
-        text = f"{key}={first['input']!r}: {first['msg'].removeprefix('Value error, ')}" if first["loc"] else (
-            f"{where}: {first['msg'].removeprefix('Value error, ')}"
+        text = (
+            f"{key}={first['input']!r}: {first['msg'].removeprefix('Value error, ')}"
+            if first["loc"]
+            else (f"{where}: {first['msg'].removeprefix('Value error, ')}")
         )
     else:
         text = f"{key}={first['input']!r}: {first['msg']}"

@@ -25,15 +25,30 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("bitstream", type=Path, help="folder with manifest.json")
     parser.add_argument("output", type=Path, help="the safetensors file to write")
     parser.add_argument("--sha256", help="the digest that the bitstream must have (the run's tag)")
-    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help="a package with a coder of "
-                        "your own that may be imported; repeatable")
+    parser.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="a package with a coder of your own that may be imported; repeatable",
+    )
     parser.add_argument("--decode-command", help="for bitstreams of the codec `external`: the command that decodes")
-    parser.add_argument("--exchange", default="safetensors", choices=["safetensors", "pt", "npz"], help="and the "
-                        "format that it writes")
+    parser.add_argument(
+        "--exchange",
+        default="safetensors",
+        choices=["safetensors", "pt", "npz"],
+        help="and the format that it writes",
+    )
     chosen = parser.parse_args(arguments)
     try:
-        names = decode(chosen.bitstream, chosen.output, chosen.sha256, chosen.trust, chosen.decode_command,
-                       chosen.exchange)
+        names = decode(
+            chosen.bitstream,
+            chosen.output,
+            chosen.sha256,
+            chosen.trust,
+            chosen.decode_command,
+            chosen.exchange,
+        )
     except (TrackerError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -62,7 +77,8 @@ def decode(
 
         coder = build(
             {"_target_": f"{External.__module__}.External", "decode_command": command, "exchange": exchange},
-            "--decode-command", External,
+            "--decode-command",
+            External,
         )
     tensors = decode_bitstream(bitstream, coder, trusted, sha256)
     from safetensors.torch import save_file

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from tracker.anchors.base import Anchor
 from tracker.data.base import Samples
+from tracker.memory import keep_freed_memory
 from tracker.tasks.base import Evaluation, Task
 
 if TYPE_CHECKING:
@@ -44,9 +45,8 @@ class Batches:
         from torch.utils.data import DataLoader
 
         # The loader asks for len() in samples, and this object's is in batches.
-        loader: Any = DataLoader(
-            _Indexed(self), batch_size=self.task.batch_size, num_workers=self.task.workers  # type: ignore[arg-type]
-        )
+        samples: Any = _Indexed(self)
+        loader: Any = DataLoader(samples, batch_size=self.task.batch_size, num_workers=self.task.workers)
         kept: list[Any] | None = []
         size = 0
         for inputs, targets in loader:
@@ -81,6 +81,7 @@ def evaluate(anchor: Anchor, model: nn.Module, task: Task, batches: Batches, dev
         device: to compute on.
         label: for the progress bar.
     """
+    keep_freed_memory()
     model = model.to(device).eval()
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 

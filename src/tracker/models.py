@@ -36,8 +36,11 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
     missing = sorted(name for name in state.keys() - tensors.keys() - counters if state[name].data_ptr() not in given)
     unexpected = sorted(tensors.keys() - state.keys())
     if missing or unexpected:
-        parts = [f"{len(names)} {kind}, such as {names[0]}" for kind, names in
-                 (("missing", missing), ("unexpected", unexpected)) if names]
+        parts = [
+            f"{len(names)} {kind}, such as {names[0]}"
+            for kind, names in (("missing", missing), ("unexpected", unexpected))
+            if names
+        ]
         raise TrackerError(f"{what} do not fit the architecture: {'; '.join(parts)}")
     for tensor in state.values():
         if tensor.is_floating_point():

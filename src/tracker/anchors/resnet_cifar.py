@@ -95,5 +95,3 @@ class ResNetCifar(Anchor):
     def preprocessing(self) -> str:
         """Mean and deviation."""
         return f"rgb/255, mean {self.mean}, deviation {self.deviation}"
-
-

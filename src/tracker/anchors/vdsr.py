@@ -53,7 +53,9 @@ class VDSR(Anchor):
     def weights(self) -> Mapping[str, Tensor]:
         """The tensors of `weights_file`."""
         return read_weights(
-            self.weights_file, "anchor.weights_file", "the weights of VDSR, from github.com/twtygqyy/pytorch-vdsr"
+            self.weights_file,
+            "anchor.weights_file",
+            "the weights of VDSR, from github.com/twtygqyy/pytorch-vdsr",
         )
 
     def preprocess(self, sample: Any) -> Tensor:

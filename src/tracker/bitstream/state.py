@@ -15,7 +15,12 @@ from torch import Tensor
 from tracker.errors import TrackerError
 
 SIDE = "side.zst"
-CODED_DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
+CODED_DTYPES = {
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+    torch.float32: "float32",
+    torch.float64: "float64",
+}
 BY_NAME = {name: dtype for dtype, name in CODED_DTYPES.items()}
 LARGEST_SIDE = 1 << 32
 
@@ -65,9 +70,13 @@ def coded_part(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         # min and max carry NaN and infinities along, without a mask as large as the tensor.
         low, high = tensor.aminmax()
         if not bool(torch.isfinite(low) and torch.isfinite(high)):
-            raise TrackerError(f"the tensor {name} has NaN or infinite values; no coder can code that: mend the weights")
+            raise TrackerError(
+                f"the tensor {name} has NaN or infinite values; no coder can code that: mend the weights"
+            )
         if tensor.dtype == torch.float64 and max(-float(low), float(high)) > torch.finfo(torch.float32).max:
-            raise TrackerError(f"the tensor {name} has values beyond float32; no coder can code that: scale the weights")
+            raise TrackerError(
+                f"the tensor {name} has values beyond float32; no coder can code that: scale the weights"
+            )
     return coded
 
 
@@ -144,5 +153,3 @@ def restore(folder: Path, decoded: Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise TrackerError(f"{folder / SIDE} is damaged: {name} is tied to nothing; get the bitstream again")
         tensors[name] = tensors[source]
     return tensors
-
-

@@ -53,7 +53,9 @@ def build_codec(config: Mapping[str, Any]) -> Codec | None:
     if not coders:
         raise TrackerError(f"the chain {chain} has no coder: end it with one, such as +codec=[{','.join(stages)},nnc]")
     if len(coders) > 1:
-        raise TrackerError(f"the chain {chain} has {len(coders)} coders ({', '.join(coders)}): keep one, the last stage")
+        raise TrackerError(
+            f"the chain {chain} has {len(coders)} coders ({', '.join(coders)}): keep one, the last stage"
+        )
     *before, last = stages
     coder = stages[last]
     if not isinstance(coder, Coder):

@@ -46,7 +46,10 @@ class External(Coder):
 
     def check(self) -> None:
         """Both commands must be given and exist."""
-        for key, command in (("encode_command", self.encode_command), ("decode_command", self.decode_command)):
+        for key, command in (
+            ("encode_command", self.encode_command),
+            ("decode_command", self.decode_command),
+        ):
             words = shlex.split(command)
             if not words:
                 raise TrackerError(f"codec.external.{key} is not set; give a command with {{input}} and {{output}}")
@@ -83,8 +86,14 @@ class External(Coder):
                 subprocess.run(words, check=True, capture_output=True, stdin=subprocess.DEVNULL, timeout=self.timeout_s)
             else:
                 with target.open("wb") as file:
-                    subprocess.run(words, check=True, stdout=file, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
-                                   timeout=self.timeout_s)
+                    subprocess.run(
+                        words,
+                        check=True,
+                        stdout=file,
+                        stderr=subprocess.PIPE,
+                        stdin=subprocess.DEVNULL,
+                        timeout=self.timeout_s,
+                    )
         except subprocess.CalledProcessError as error:
             lines = error.stderr.decode(errors="replace").strip().splitlines()
             said = f": {lines[-1]}" if lines else ""

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+import torch
 from pydantic import Field
+from torch import Tensor
 
 from tracker.codecs.base import Context, TensorRecord
 from tracker.codecs.packed import ZstdCoder
 from tracker.errors import TrackerError
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
 
 
 class IntegerCoder(ZstdCoder):
@@ -79,7 +77,7 @@ class Int8(IntegerCoder):
         flat = weight.reshape(len(weight), -1)
         scales = flat.abs().amax(dim=1) / 127
         integers = (flat / scales.clamp(min=1e-45).unsqueeze(1)).round().clamp(-127, 127)
-        return integers.nan_to_num().to(dtype=_torch().int8).reshape(weight.shape), scales, None
+        return integers.nan_to_num().to(dtype=torch.int8).reshape(weight.shape), scales, None
 
     def dequantised(self, integers: Tensor, scales: Tensor, shape: Tensor | None) -> Tensor:
         """Integers times their channel's scale."""
@@ -93,7 +91,6 @@ class Int4(IntegerCoder):
 
     def quantised(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Two integers a byte, scales (channels, groups), and the weight's shape."""
-        torch = _torch()
         flat = weight.reshape(len(weight), -1)
         columns = flat.shape[1]
         size = min(self.group_size, columns)
@@ -112,7 +109,6 @@ class Int4(IntegerCoder):
 
     def dequantised(self, integers: Tensor, scales: Tensor, shape: Tensor | None) -> Tensor:
         """Integers times their group's scale."""
-        torch = _torch()
         if shape is None:
             raise TrackerError("a tensor of the bitstream has no shape; get the bitstream again")
         *dims, size = shape.tolist()
@@ -121,9 +117,3 @@ class Int4(IntegerCoder):
         flat = pairs[:count].reshape(dims[0], -1)
         spread = scales.float().repeat_interleave(size, dim=1)[:, : flat.shape[1]]
         return (flat * spread).reshape(dims)
-
-
-def _torch() -> torch:
-    import torch
-
-    return torch

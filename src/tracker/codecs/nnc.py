@@ -1,7 +1,8 @@
 """MPEG NNC (ISO/IEC 15938-17) through NNCodec, the Fraunhofer HHI implementation of the standard.
 
-Option names are those of ``nncodec.nn.encode`` (https://github.com/d-becking/nncodec2). What they do is described by
-Kirchhoffer et al. 2022, "Overview of the Neural Network Compression and Representation (NNR) Standard", IEEE TCSVT 32(5).
+Option names are those of ``nncodec.nn.encode`` (https://github.com/d-becking/nncodec2). What they do is described in
+Kirchhoffer et al. 2022, "Overview of the Neural Network Compression and Representation (NNR) Standard",
+IEEE Transactions on Circuits and Systems for Video Technology 32(5).
 """
 
 from __future__ import annotations
@@ -57,8 +58,13 @@ class Nnc(Coder):
     scan_order: int = Field(default=0, ge=0, le=4, description="0: row by row; 1 to 4: blocks of 8, 16, 32, 64")
     row_skipping: bool = Field(default=True, description="signal output channels that are all zero")
     sparsity: float = Field(default=0.0, ge=0, lt=1, description="share of weights set to zero, by magnitude")
-    struct_spars_factor: float = Field(default=0.0, ge=0, le=2, description="also zero whole channels whose mean "
-                                       "magnitude is below this times the tensor's mean; needs sparsity")
+    struct_spars_factor: float = Field(
+        default=0.0,
+        ge=0,
+        le=2,
+        description="also zero whole channels whose mean "
+        "magnitude is below this times the tensor's mean; needs sparsity",
+    )
     bnf: bool = Field(default=False, description="fold BatchNorm into scales and biases of the layer before it")
     lsa: bool = False
     ioq: bool = False
@@ -80,8 +86,9 @@ class Nnc(Coder):
         }
         for name, qp in named.items():
             if qp is not None and not -limit <= qp < limit:
-                raise ValueError(f"{name}={qp} is out of range: with qp_density={self.qp_density} it is "
-                                 f"{-limit} to {limit - 1}")
+                raise ValueError(
+                    f"{name}={qp} is out of range: with qp_density={self.qp_density} it is {-limit} to {limit - 1}"
+                )
         if self.nonweight_qp == 0:
             raise ValueError("nonweight_qp=0 means 'not set' to nncodec; take -1 or 1, or null for qp - 2^(d+1)")
         if self.bitdepth is not None and (self.qp_per_tensor or self.opt_qp):
@@ -136,27 +143,29 @@ class Nnc(Coder):
         try:
             with quiet():
                 # bitstream_path=None, because nncodec otherwise writes into the current folder.
-                return bytes(nnc.compress(
-                    arrays,
-                    bitstream_path=None,
-                    return_bitstream=True,
-                    qp=self.qp,
-                    qp_density=self.qp_density,
-                    nonweight_qp=self.nonweight_qp,
-                    qp_per_tensor={escape(name): qp for name, qp in self.qp_per_tensor.items()} or None,
-                    use_dq=self.use_dq,
-                    codebook_mode=2 if self.approx_method == "codebook" else 0,
-                    scan_order=self.scan_order,
-                    lambda_scale=self.lambda_scale,
-                    param_opt=self.param_opt,
-                    cabac_unary_length_minus1=self.cabac_unary_length_minus1,
-                    opt_qp=self.opt_qp,
-                    bnf=blocks is not None,
-                    block_id_and_param_type=blocks,
-                    row_skipping=self.row_skipping,
-                    int_quant_bw=self.bitdepth or False,
-                    verbose=False,
-                ))
+                return bytes(
+                    nnc.compress(
+                        arrays,
+                        bitstream_path=None,
+                        return_bitstream=True,
+                        qp=self.qp,
+                        qp_density=self.qp_density,
+                        nonweight_qp=self.nonweight_qp,
+                        qp_per_tensor={escape(name): qp for name, qp in self.qp_per_tensor.items()} or None,
+                        use_dq=self.use_dq,
+                        codebook_mode=2 if self.approx_method == "codebook" else 0,
+                        scan_order=self.scan_order,
+                        lambda_scale=self.lambda_scale,
+                        param_opt=self.param_opt,
+                        cabac_unary_length_minus1=self.cabac_unary_length_minus1,
+                        opt_qp=self.opt_qp,
+                        bnf=blocks is not None,
+                        block_id_and_param_type=blocks,
+                        row_skipping=self.row_skipping,
+                        int_quant_bw=self.bitdepth or False,
+                        verbose=False,
+                    )
+                )
         except (Exception, SystemExit) as error:
             reason = f"{type(error).__name__}: {error}"
             raise TrackerError(f"nncodec cannot code this model with these options ({reason[:200]})") from error
@@ -244,4 +253,8 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         for line in printed.getvalue().splitlines():
-            log.log(logging.INFO if "QP" in line and "clipped" in line else logging.DEBUG, "nncodec: %s", line.strip())
+            log.log(
+                logging.INFO if "QP" in line and "clipped" in line else logging.DEBUG,
+                "nncodec: %s",
+                line.strip(),
+            )

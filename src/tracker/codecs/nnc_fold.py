@@ -45,7 +45,9 @@ def foldable(model: torch.nn.Module, names: set[str]) -> list[Pair]:
     try:
         graph = fx.symbolic_trace(model).graph
     except Exception as error:  # torch.fx raises whatever the model's own code raises on proxies
-        raise TrackerError(f"codec.nnc.bnf needs a model that torch.fx can trace, and this one fails ({error})") from error
+        raise TrackerError(
+            f"codec.nnc.bnf needs a model that torch.fx can trace, and this one fails ({error})"
+        ) from error
     modules = dict(model.named_modules())
     calls = [node for node in graph.nodes if node.op == "call_module"]
     count = {node.target: sum(other.target == node.target for other in calls) for node in calls}

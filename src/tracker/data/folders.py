@@ -11,7 +11,16 @@ from typing import Any, NamedTuple
 from pydantic import Field
 
 from tracker.cache import extracted
-from tracker.data.base import Data, Decoded, Samples, Split, arrays_digest, data_root, files_digest, open_image
+from tracker.data.base import (
+    Data,
+    Decoded,
+    Samples,
+    Split,
+    arrays_digest,
+    data_root,
+    files_digest,
+    open_image,
+)
 from tracker.errors import TrackerError
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff"}
@@ -44,7 +53,7 @@ def class_folder(folder: Path) -> list[list[Labelled]]:
 
 def evaluation_part(classes: Sequence[Sequence[Any]], split: Split) -> list[Any]:
     """Of each class's items the first half is the search split, the rest the report split; ``all`` is both."""
-    chosen = []
+    chosen: list[Any] = []
     for items in classes:
         half = len(items) // 2
         chosen += {"search": items[:half], "report": items[half:], "all": items}[split]
@@ -71,8 +80,10 @@ class ImageFolder(Data):
 
     def _items(self, split: Split) -> tuple[list[Labelled], Path]:
         root = data_root(self.root, "images as TRAIN/CLASS/IMAGE and TEST/CLASS/IMAGE, or as CLASS/IMAGE")
-        test = next((root / name for name in ([self.test] if self.test else ["val", "test"]) if (root / name).is_dir()),
-                    None)
+        test = next(
+            (root / name for name in ([self.test] if self.test else ["val", "test"]) if (root / name).is_dir()),
+            None,
+        )
         if test is None and self.test:
             raise TrackerError(f"data.test={self.test}: there is no folder {root / self.test}")
         if test is None:
@@ -133,7 +144,11 @@ class Cifar10(Data):
         if not batches:
             return class_folder(folder), folder, None
         images, labels = read_batches(folder, part)
-        return [[int(i) for i in (labels == label).nonzero()[0]] for label in range(10)], folder, (images, labels)
+        return (
+            [[int(i) for i in (labels == label).nonzero()[0]] for label in range(10)],
+            folder,
+            (images, labels),
+        )
 
     def _items(self, split: Split) -> tuple[list[Any], Path, Any]:
         classes, folder, arrays = self._classes(split)

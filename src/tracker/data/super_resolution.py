@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tracker.cache import extracted
-from tracker.data.base import Data, Decoded, Samples, Split, arrays_digest, data_root, files_digest, open_image
+from tracker.data.base import (
+    Data,
+    Decoded,
+    Samples,
+    Split,
+    arrays_digest,
+    data_root,
+    files_digest,
+    open_image,
+)
 from tracker.data.folders import IMAGE_SUFFIXES
 from tracker.errors import TrackerError
 

@@ -34,7 +34,7 @@ class Text(Data):
         cut = [text[i : i + self.characters] for i in range(0, len(text), self.characters)][: self.passages]
         if len(cut) < 10:
             raise TrackerError(
-                f"data.root={root} gives only {len(cut)} passages of {self.characters} characters; at least 10 are needed"
+                f"data.root={root} has only {len(cut)} passages of {self.characters} characters; at least 10 are needed"
             )
         others = [passage for i, passage in enumerate(cut) if i % 5]
         return {

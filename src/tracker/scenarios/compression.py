@@ -78,13 +78,15 @@ class Compression:
                 evaluation = evaluate(self.job.anchor, self.model, self.job.task, self.batches, self.device, "anchor")
             anchors.log_anchor(run, self.tensors, evaluation, self.job.folder)
             performance = evaluation.metrics[self.job.task.primary]
-            run.log_metrics({
-                "size/anchor_bytes": 4 * self.parameters,
-                "performance/anchor": performance,
-                **{f"{name}/anchor": value for name, value in evaluation.metrics.items()},
-                "time/evaluate_s": self.watch.seconds.pop("evaluate"),
-                "memory/peak_mib": peak_memory_mib(),
-            })
+            run.log_metrics(
+                {
+                    "size/anchor_bytes": 4 * self.parameters,
+                    "performance/anchor": performance,
+                    **{f"{name}/anchor": value for name, value in evaluation.metrics.items()},
+                    "time/evaluate_s": self.watch.seconds.pop("evaluate"),
+                    "memory/peak_mib": peak_memory_mib(),
+                }
+            )
             run.set_tags({"tracker.metrics": json.dumps(list(evaluation.metrics))})
         return anchors.LoggedAnchor(run.id, evaluation, found=False)
 
@@ -106,10 +108,12 @@ class Compression:
                 decision = decide(job, anchor.evaluation, evaluation)
                 self._log_tensors(run, codec, records, decoded)
                 run.log_metrics(self._metrics(size, anchor, evaluation.metrics, decision))
-                run.set_tags({
-                    "tracker.bitstream.sha256": sha256,
-                    "tracker.transparent": str(decision.transparent).lower(),
-                })
+                run.set_tags(
+                    {
+                        "tracker.bitstream.sha256": sha256,
+                        "tracker.transparent": str(decision.transparent).lower(),
+                    }
+                )
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         summary.show_compression(job, run, anchor, size, 4 * self.parameters, evaluation, decision, self.uri)
@@ -142,23 +146,23 @@ class Compression:
         """A run with everything logged that is known before the work starts."""
         return StartedRun(self, kind, name, {**self.names, **tags})
 
-    def _log_tensors(
-        self, run: Run, codec: Codec, records: list[TensorRecord], decoded: Mapping[str, Tensor]
-    ) -> None:
+    def _log_tensors(self, run: Run, codec: Codec, records: list[TensorRecord], decoded: Mapping[str, Tensor]) -> None:
         """tensors.json, and the plot of it."""
         coded = {record.name: record for record in records}
         errors = models.mean_squared_errors(self.tensors, decoded)
         rows = []
         for name, tensor in self.tensors.items():
             record = coded.get(name)
-            rows.append({
-                "tensor": name,
-                "shape": "x".join(map(str, tensor.shape)) or "scalar",
-                "stage": codec.coder_name if record else "side",
-                "step size": record.step_size if record else None,
-                "bytes": record.bytes if record else None,
-                "mean squared error": errors.get(name),
-            })
+            rows.append(
+                {
+                    "tensor": name,
+                    "shape": "x".join(map(str, tensor.shape)) or "scalar",
+                    "stage": codec.coder_name if record else "side",
+                    "step size": record.step_size if record else None,
+                    "bytes": record.bytes if record else None,
+                    "mean squared error": errors.get(name),
+                }
+            )
         run.log_table(rows, "tensors.json")
         with tempfile.TemporaryDirectory(dir=self.job.folder) as folder:
             plots.by_tensor(rows, Path(folder) / "tensors.png", f"{self.job.anchor.name} · {codec.name}")

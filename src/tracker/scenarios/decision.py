@@ -41,9 +41,7 @@ def decide(job: Job, anchor: Evaluation, decoded: Evaluation) -> Decision:
     drop = task.drop(anchor.metrics[task.primary], decoded.metrics[task.primary])
     interval = None
     if anchor.scores is not None and decoded.scores is not None and len(anchor.scores) == len(decoded.scores) > 1:
-        interval = drop_interval(
-            task, anchor.scores, decoded.scores, confidence, wanted.resamples, job.settings.seed
-        )
+        interval = drop_interval(task, anchor.scores, decoded.scores, confidence, wanted.resamples, job.settings.seed)
     if wanted.confidence is not None and interval is None:
         raise TrackerError(
             f"transparency.confidence={wanted.confidence} needs scores of at least two samples, and the task "

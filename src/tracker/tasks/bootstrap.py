@@ -38,7 +38,13 @@ def drop_interval(
     samples = np.arange(len(anchor))
     generator = np.random.default_rng(seed)
     interval = bootstrap(
-        (samples,), drop, n_resamples=resamples, batch=100, vectorized=False, confidence_level=confidence,
-        method="percentile", rng=generator,
+        (samples,),
+        drop,
+        n_resamples=resamples,
+        batch=100,
+        vectorized=False,
+        confidence_level=confidence,
+        method="percentile",
+        rng=generator,
     ).confidence_interval
     return float(interval.low), float(interval.high)

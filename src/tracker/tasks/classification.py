@@ -43,7 +43,9 @@ class Classification(Task):
             targets.append(labels.cpu())
         logits, classes = torch.cat(outputs), torch.cat(targets)
         if logits.ndim != 2:
-            raise TrackerError(f"task=classification needs outputs of shape (batch, classes), not {tuple(logits.shape)}")
+            raise TrackerError(
+                f"task=classification needs outputs of shape (batch, classes), not {tuple(logits.shape)}"
+            )
         if int(classes.max()) >= logits.shape[1]:
             raise TrackerError(
                 f"the data set has class {int(classes.max())}, but the model gives only {logits.shape[1]} classes; "

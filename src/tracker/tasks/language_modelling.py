@@ -59,9 +59,11 @@ class LanguageModelling(Task):
             logits = predict(inputs).float()
             if logits.ndim != 3 or logits.shape[:2] != ids.shape:
                 raise TrackerError(f"the output {tuple(logits.shape)} is not (batch, length, vocabulary)")
-            target = ids.masked_fill(inputs["attention_mask"] == 0, -100) if (
-                isinstance(inputs, dict) and "attention_mask" in inputs
-            ) else ids
+            target = (
+                ids.masked_fill(inputs["attention_mask"] == 0, -100)
+                if (isinstance(inputs, dict) and "attention_mask" in inputs)
+                else ids
+            )
             logits, target = logits[:, :-1].cpu(), target[:, 1:].long().cpu()
             metric.update(logits, target)
             loss = cross_entropy(logits.transpose(1, 2), target, ignore_index=-100, reduction="none")

@@ -65,7 +65,7 @@ class SuperResolution(Task):
             for output, original in zip(outputs[..., cut, cut], originals[..., cut, cut], strict=True):
                 pair = output.unsqueeze(0), original.unsqueeze(0)
                 psnr = peak_signal_noise_ratio(*pair, data_range=1.0)
-                ssim = structural_similarity_index_measure(*pair, data_range=1.0)
+                ssim: Any = structural_similarity_index_measure(*pair, data_range=1.0)
                 rows.append((float(psnr), float(ssim)))
         scores = np.array(rows)
         psnr, ssim = scores.mean(axis=0)

@@ -141,7 +141,11 @@ def log_anchor(run: Run, tensors: Mapping[str, Tensor], evaluation: Evaluation, 
         own.mkdir()
         scores.mkdir()
         unique = own_memory({name: tensor for name, tensor in tensors.items() if name not in tied})
-        save_file(unique, own / "model.safetensors", {"format": "pt", **({"tied": json.dumps(tied)} if tied else {})})
+        save_file(
+            unique,
+            own / "model.safetensors",
+            {"format": "pt", **({"tied": json.dumps(tied)} if tied else {})},
+        )
         arrays = {} if evaluation.scores is None else {"scores": np.ascontiguousarray(evaluation.scores)}
         save_arrays(arrays, scores / SCORES)
         run.log_folder(own, "anchor")

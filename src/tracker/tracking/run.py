@@ -101,7 +101,9 @@ class Run:
             self.client.log_artifacts(self.id, str(folder), name)
         except Exception as error:  # every artifact store has its own exceptions
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise TrackerError(f"the artifacts {name}/ cannot be stored ({reason[:200]}); is there space left?") from error
+            raise TrackerError(
+                f"the artifacts {name}/ cannot be stored ({reason[:200]}); is there space left?"
+            ) from error
 
     def log_table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
         """Log a table that the UI shows."""
@@ -114,7 +116,8 @@ class Run:
         from mlflow.data.meta_dataset import MetaDataset
         from mlflow.entities import DatasetInput, InputTag
 
-        dataset = MetaDataset(CodeDatasetSource({"tracker.data": source}), name=f"{name}/{split}", digest=digest[:36])
+        origin = CodeDatasetSource({"tracker.data": source})
+        dataset = MetaDataset(origin, name=f"{name}/{split}", digest=digest[:36])  # type: ignore[abstract]
         entity = DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", split)])
         self.client.log_inputs(self.id, [entity])
 
@@ -152,5 +155,3 @@ def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[name] = value
     return flat
-
-

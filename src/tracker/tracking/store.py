@@ -52,8 +52,15 @@ def prepare(uri: str) -> None:
         return
     environment = {**os.environ, "MLFLOW_TRACKING_URI": uri}
     command = [sys.executable, "-m", "tracker.tracking.store"]
-    preparing.append(subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                                      stderr=subprocess.DEVNULL))
+    preparing.append(
+        subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+    )
 
 
 def connect(uri: str) -> MlflowClient:

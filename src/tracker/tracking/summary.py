@@ -35,25 +35,53 @@ def run_name(job: Job) -> str:
 def show_anchor(job: Job, anchor: LoggedAnchor, size: int, uri: str) -> None:
     """The lines at the end of a run without a codec."""
     found = "found again" if anchor.found else "evaluated"
-    log.info("%s: %s bytes, %s on %s/%s (%s)", job.anchor.name, f"{size:,}", metrics_text(anchor.evaluation.metrics),
-             job.data.name, job.task.split, found)
+    log.info(
+        "%s: %s bytes, %s on %s/%s (%s)",
+        job.anchor.name,
+        f"{size:,}",
+        metrics_text(anchor.evaluation.metrics),
+        job.data.name,
+        job.task.split,
+        found,
+    )
     log.info("run %s · %s", anchor.run_id, ui_command(uri))
 
 
 def show_compression(
-    job: Job, run: Run, anchor: LoggedAnchor, size: int, anchor_size: int, decoded: Evaluation, decision: Decision,
+    job: Job,
+    run: Run,
+    anchor: LoggedAnchor,
+    size: int,
+    anchor_size: int,
+    decoded: Evaluation,
+    decision: Decision,
     uri: str,
 ) -> None:
     """The lines at the end of a compression run."""
     primary = job.task.primary
-    log.info("%s · %s: %s of %s bytes, rate %.2f %%, %.2f bits per parameter", job.anchor.name, run.name,
-             f"{size:,}", f"{anchor_size:,}", 100 * size / anchor_size, 32 * size / anchor_size)
+    log.info(
+        "%s · %s: %s of %s bytes, rate %.2f %%, %.2f bits per parameter",
+        job.anchor.name,
+        run.name,
+        f"{size:,}",
+        f"{anchor_size:,}",
+        100 * size / anchor_size,
+        32 * size / anchor_size,
+    )
     interval = ""
     if decision.interval is not None:
         interval = f" [{decision.interval[0]:.4g}, {decision.interval[1]:.4g} at {decision.confidence:.0%}]"
     verdict = "transparent" if decision.transparent else "NOT transparent"
-    log.info("%s %.4f, anchor %.4f, drop %.4g%s: %s (tolerance %g)", primary, decoded.metrics[primary],
-             anchor.evaluation.metrics[primary], decision.drop, interval, verdict, job.task.tolerance)
+    log.info(
+        "%s %.4f, anchor %.4f, drop %.4g%s: %s (tolerance %g)",
+        primary,
+        decoded.metrics[primary],
+        anchor.evaluation.metrics[primary],
+        decision.drop,
+        interval,
+        verdict,
+        job.task.tolerance,
+    )
     log.info("bitstream %s/bitstream", without_secrets(run.artifact_uri).removeprefix("file://"))
     log.info("run %s · %s", run.id, ui_command(uri))
 

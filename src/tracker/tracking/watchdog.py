@@ -18,12 +18,16 @@ class Watchdog:
         self.process: subprocess.Popen[bytes] | None = None
         if os.name != "posix":
             return
-        mark = "read -r word || exec \"$0\" -m tracker.tracking.watchdog \"$1\""
+        mark = 'read -r word || exec "$0" -m tracker.tracking.watchdog "$1"'
         # The URI goes through the environment: a command line can be read by every user of the machine.
         environment = {**os.environ, "MLFLOW_TRACKING_URI": uri}
         self.process = subprocess.Popen(
-            ["/bin/sh", "-c", mark, sys.executable, run_id], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, env=environment, start_new_session=True,
+            ["/bin/sh", "-c", mark, sys.executable, run_id],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,
         )
 
     def stop(self) -> None:
