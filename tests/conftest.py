@@ -1,0 +1,51 @@
+"""What all tests share: a cache of the session's own, and the command line as a user runs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Completed = subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nothing of the user's own cache is used or changed; the digits anchor is trained once per worker."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["TRACKER_CACHE"] = str(folder)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    os.environ.pop("HYDRA_FULL_ERROR", None)
+    return folder
+
+
+@pytest.fixture
+def tracker(tmp_path: Path) -> Callable[..., Completed]:
+    """`python -m tracker WORDS` in an empty folder (tmp_path), or in `cwd`."""
+
+    def run(*words: str, cwd: Path = tmp_path, module: str = "tracker", timeout: float = 300, **environment: str):
+        return subprocess.run(
+            [sys.executable, "-m", module, *words],
+            cwd=cwd,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run
+
+
+def runs(folder: Path, kind: str | None = None) -> list:
+    """All runs in the default store below a folder, oldest first."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    wanted = f"tags.`tracker.kind` = '{kind}'" if kind else ""
+    return client.search_runs(experiments, wanted, order_by=["attributes.start_time ASC"])
