@@ -8,8 +8,10 @@ IEEE Transactions on Circuits and Systems for Video Technology 32(5).
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
+import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -81,13 +83,18 @@ class Nnc(Coder):
     @model_validator(mode="after")
     def _consistent(self) -> Nnc:
         limit = 2 ** (5 + self.qp_density)
-        named = {"qp": self.qp, "nonweight_qp": self.nonweight_qp} | {
+        named = {"qp": self.qp, "nonweight_qp": self.nonweight} | {
             f"qp_per_tensor.{name}": qp for name, qp in self.qp_per_tensor.items()
         }
+        # In codebook mode nncodec makes up for the lack of dependent quantisation by a step half as large.
+        lowest = -limit + (2**self.qp_density if self.approx_method == "codebook" and self.use_dq else 0)
         for name, qp in named.items():
-            if qp is not None and not -limit <= qp < limit:
+            if not lowest <= qp < limit:
+                implied = " (null: qp - 2^(d+1))" if name == "nonweight_qp" and self.nonweight_qp is None else ""
+                mode = " and a codebook" if lowest > -limit else ""
                 raise ValueError(
-                    f"{name}={qp} is out of range: with qp_density={self.qp_density} it is {-limit} to {limit - 1}"
+                    f"{name}={qp}{implied} is out of range: with qp_density={self.qp_density}{mode} it is {lowest} to "
+                    f"{limit - 1}"
                 )
         if self.nonweight_qp == 0:
             raise ValueError("nonweight_qp=0 means 'not set' to nncodec; take -1 or 1, or null for qp - 2^(d+1)")
@@ -95,7 +102,14 @@ class Nnc(Coder):
             raise ValueError("bitdepth sets all step sizes itself: leave out opt_qp and qp_per_tensor")
         if self.struct_spars_factor and not self.sparsity:
             raise ValueError("struct_spars_factor needs sparsity > 0")
+        if self.bnf and (self.bitdepth is not None or self.approx_method == "codebook"):
+            raise ValueError("bnf does not work with bitdepth or a codebook: nncodec has no step size for the scales")
         return self
+
+    @property
+    def nonweight(self) -> int:
+        """The qp of tensors other than weights."""
+        return self.qp - 2 ** (self.qp_density + 1) if self.nonweight_qp is None else self.nonweight_qp
 
     def encode(
         self, tensors: Mapping[str, Tensor], folder: Path, model: torch.nn.Module, context: Context
@@ -117,6 +131,11 @@ class Nnc(Coder):
         blocks = nnc_fold.blocks(pairs, arrays, escape) if pairs else None
         for name, array in arrays.items():
             self._check_range(name, array)
+            if self.scan_order and array.ndim > 1 and array.size in (len(array), array[0].size):
+                raise TrackerError(
+                    f"scan_order={self.scan_order} does not work in nncodec for tensors of one row or column, such as "
+                    f"{unescape(name)}; use codec.nnc.scan_order=0"
+                )
         coded = self._compress(arrays, blocks)
         (folder / FILE).write_bytes(coded)
         if pairs:
@@ -141,7 +160,7 @@ class Nnc(Coder):
         from nncodec import nnc
 
         try:
-            with quiet():
+            with quiet(), light_copies():
                 # bitstream_path=None, because nncodec otherwise writes into the current folder.
                 return bytes(
                     nnc.compress(
@@ -199,10 +218,9 @@ class Nnc(Coder):
         sizes = unit_sizes(coded)
         share = dict(zip(heads, sizes, strict=True)) if len(sizes) == len(heads) else {}
         plain = self.bitdepth is None and not self.opt_qp and self.approx_method == "uniform"
-        nonweight = self.qp - 2 ** (self.qp_density + 1) if self.nonweight_qp is None else self.nonweight_qp
         records = []
         for name, array in arrays.items():
-            qp = self.qp_per_tensor.get(unescape(name), self.qp if array.ndim > 1 else nonweight)
+            qp = self.qp_per_tensor.get(unescape(name), self.qp if array.ndim > 1 else self.nonweight)
             step = step_size(qp, self.qp_density) if plain else None
             records.append(TensorRecord(unescape(name), step, share.get(name)))
         return records
@@ -242,6 +260,29 @@ def escape(name: str) -> str:
 def unescape(name: str) -> str:
     """The name before `escape`."""
     return name.replace("%5F", "_").replace("%25", "%")
+
+
+@contextlib.contextmanager
+def light_copies() -> Iterator[None]:
+    """Keep nncodec's encoder from copying the whole model for every tensor of it.
+
+    nncodec 2.1.3 checks each coded tensor by decoding it into a deep copy of all quantised tensors, of which it then
+    replaces one: two copies of the model in memory, and a time that grows with the square of the number of tensors.
+    Copying the containers and not the arrays gives the same bytes.
+    """
+    from nncodec.nnc_core import coder
+
+    def deepcopy(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: item if hasattr(item, "dtype") else deepcopy(item) for key, item in value.items()}
+        return copy.deepcopy(value)
+
+    original = coder.copy
+    coder.copy = types.SimpleNamespace(deepcopy=deepcopy, copy=copy.copy)
+    try:
+        yield
+    finally:
+        coder.copy = original
 
 
 @contextlib.contextmanager
