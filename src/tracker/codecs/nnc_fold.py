@@ -35,12 +35,15 @@ def foldable(model: torch.nn.Module, names: set[str]) -> list[Pair]:
 
     Args:
         model: traced with torch.fx.
-        names: the tensors that are coded; layers with any other (tied, say) are left alone.
+        names: the tensors that are coded; layers with any other, or with one that is also used elsewhere, are left
+            alone.
 
     Raises:
         TrackerError: the model cannot be traced.
     """
     from torch import fx, nn
+
+    from tracker.bitstream.state import aliases
 
     try:
         graph = fx.symbolic_trace(model).graph
@@ -50,19 +53,24 @@ def foldable(model: torch.nn.Module, names: set[str]) -> list[Pair]:
         ) from error
     modules = dict(model.named_modules())
     calls = [node for node in graph.nodes if node.op == "call_module"]
+    tied = aliases(model.state_dict())
+    shared = {*tied, *tied.values(), *(str(node.target) for node in graph.nodes if node.op == "get_attr")}
     count = {node.target: sum(other.target == node.target for other in calls) for node in calls}
     pairs = []
     for node in calls:
         norm, before = modules.get(str(node.target)), node.args[0] if node.args else None
         if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or not isinstance(before, fx.Node):
             continue
-        layer = modules.get(str(before.target)) if before.op == "call_module" else None
+        layer: Any = modules.get(str(before.target)) if before.op == "call_module" else None
         # A transposed convolution has its output channels in the second dimension, where NNC's scale does not reach.
         plain = isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
         if not plain or len(before.users) != 1 or count[node.target] != 1 or count[before.target] != 1:
             continue
+        # On (N, C, L) a normalisation after a linear layer works on C, and the layer's outputs are L.
+        if len(layer.weight) != norm.num_features:
+            continue
         members = {f"{before.target}.weight", *(f"{node.target}.{part}" for part in NORM_PARTS)}
-        if members <= names:
+        if members <= names and not shared & {*members, f"{before.target}.bias"}:
             pairs.append(Pair(str(before.target), str(node.target), norm.eps))
     return pairs
 
