@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import subprocess
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -27,8 +29,8 @@ class External(Coder):
     """Tensors go to a file, a command codes it, another one decodes it again.
 
     In the commands ``{input}`` and ``{output}`` stand for file names; no shell is involved. The encoder's input and the
-    decoder's output are files of the format `exchange`: ``safetensors``, ``pt`` (a state dict), or ``npz``. A bitstream
-    never says which command to run: the receiver gives it himself.
+    decoder's output are files of the format `exchange`: ``safetensors``, ``pt`` (a state dict), or ``npz`` (float32
+    arrays). A bitstream never says which command to run: the receiver gives it himself.
     """
 
     encode_command: str = Field(default="", description="such as 'xz --keep --stdout {input}'")
@@ -80,7 +82,10 @@ class External(Coder):
         return External(decode_command=self.decode_command, exchange=self.exchange, timeout_s=self.timeout_s)
 
     def _run(self, command: str, source: Path, target: Path) -> None:
-        words = [word.format(input=source, output=target) for word in shlex.split(command)]
+        # Not str.format: commands such as awk's have braces of their own.
+        names = {"{input}": str(source), "{output}": str(target)}
+        pattern = re.compile(r"\{input\}|\{output\}")
+        words = [pattern.sub(lambda found: names[found.group()], word) for word in shlex.split(command)]
         try:
             if "{output}" in command:
                 subprocess.run(words, check=True, capture_output=True, stdin=subprocess.DEVNULL, timeout=self.timeout_s)
@@ -115,17 +120,28 @@ class External(Coder):
         if self.exchange == "safetensors":
             save_file(own_memory(tensors), path)
         elif self.exchange == "pt":
-            torch.save(dict(tensors), path)
+            torch.save(own_memory(tensors), path)
         else:
-            np.savez(path, **{name: tensor.float().numpy() for name, tensor in tensors.items()})
+            # What np.savez does, which cannot write an array that is named `file`.
+            with zipfile.ZipFile(path, "w") as archive:
+                for name, tensor in tensors.items():
+                    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                        np.lib.format.write_array(member, tensor.float().contiguous().numpy(), allow_pickle=False)
 
     def _read(self, path: Path) -> Mapping[str, Tensor]:
         import numpy as np
         import torch
+        from safetensors.torch import load_file
 
-        from tracker.anchors.files import read_weights
-
-        if self.exchange == "npz":
+        try:
+            if self.exchange == "safetensors":
+                return load_file(path)
+            if self.exchange == "pt":
+                loaded = torch.load(path, map_location="cpu", weights_only=True)
+                return {str(name): torch.as_tensor(value) for name, value in dict(loaded).items()}
             with np.load(path, allow_pickle=False) as arrays:
                 return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-        return read_weights(path, "codec.external.decode_command", "the decoded tensors")
+        except Exception as error:  # whatever a reader makes of what the command wrote
+            raise TrackerError(
+                f"what `{self.decode_command}` wrote cannot be read as exchange={self.exchange} ({error})"
+            ) from error
