@@ -51,7 +51,7 @@ class HalfPrecision(Zstd):
             if not bool(halves[name].isfinite().all()):
                 raise TrackerError(
                     f"the tensor {name} has values up to {float(tensor.abs().max()):.3g}, beyond the range of "
-                    f"{str(halves[name].dtype).removeprefix('torch.')}; use +codec=bf16 or +codec=zstd"
+                    f"{str(halves[name].dtype).removeprefix('torch.')}; use +codec=zstd"
                 )
         self.pack(halves, folder)
         return [TensorRecord(name) for name in tensors]
