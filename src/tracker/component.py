@@ -44,6 +44,10 @@ def locate(path: str, where: str) -> Any:
                     f"{where}={path} needs the package {error.name!r}, which is not installed; install it and run again"
                 ) from error
             continue
+        except Exception as error:  # the module is there, and fails: a user's own, mostly
+            raise TrackerError(
+                f"{where}={path}: importing {module_name} fails: {type(error).__name__}: {error}"
+            ) from error
         try:
             for part in parts[cut:]:
                 found = getattr(found, part)

@@ -81,14 +81,15 @@ def decode(
             External,
         )
     tensors = decode_bitstream(bitstream, coder, trusted, sha256)
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     partial = output.with_name(f"{output.name}.{os.getpid()}.partial")
     try:
         save_file(own_memory(tensors), partial)
         partial.replace(output)
-    except OSError as error:
-        raise TrackerError(f"{output} cannot be written ({error.strerror or error})") from error
+    except (OSError, SafetensorError) as error:  # safetensors tells a full disk by an exception of its own
+        raise TrackerError(f"{output} cannot be written ({getattr(error, 'strerror', None) or error})") from error
     finally:
         partial.unlink(missing_ok=True)
     return len(tensors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection
 from pathlib import Path
 
@@ -56,6 +57,9 @@ def trusted_coder(manifest: Manifest, trusted: Collection[str] = ()) -> Coder:
             f"if you trust the package, name it with --trust {path.split('.')[0]}"
         )
     found = locate(path, "coder")
-    if not isinstance(found, type) or not issubclass(found, Coder):
+    if not isinstance(found, type) or not issubclass(found, Coder) or inspect.isabstract(found):
         raise TrackerError(f"the bitstream asks for {path}, which is not a coder: refused")
-    return found()
+    try:
+        return found()
+    except (TypeError, ValueError) as error:  # pydantic's ValidationError is a ValueError
+        raise TrackerError(f"the bitstream asks for {path}, which cannot be built without options: refused") from error

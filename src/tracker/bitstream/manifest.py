@@ -54,6 +54,8 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
+        if path.exists() and not _plain_file(path):
+            raise TrackerError(f"{path} is not a plain file: refused")
         if path.stat().st_size > LARGEST_MANIFEST:
             raise TrackerError(f"{path} is too large for a manifest")
         raw = path.read_bytes()
@@ -68,9 +70,9 @@ def read_manifest(folder: Path) -> Manifest:
         raise TrackerError(f"{path} is damaged; get the bitstream again")
     for name in content["files"]:
         if Path(name).name != name or name in ("", ".", "..", MANIFEST) or "\\" in name:
-            raise TrackerError(f"{path} names {name!r}, which is not a plain file name: refused")
-        if (folder / name).is_symlink() or not (folder / name).is_file():
-            raise TrackerError(f"{folder / name} is missing, or not a plain file; get the bitstream again")
+            raise TrackerError(f"{path} names {name[:80]!r}, which is not a plain file name: refused")
+        if not _plain_file(folder / name):
+            raise TrackerError(f"{folder / name[:80]} is missing, or not a plain file; get the bitstream again")
     digest = content.pop("sha256")
     if digest != _digest(folder, content):
         raise TrackerError(f"{folder}: the bitstream is damaged: its SHA-256 is not {digest}; get it again")
@@ -80,6 +82,14 @@ def read_manifest(folder: Path) -> Manifest:
 def bitstream_bytes(folder: Path) -> int:
     """The size of a bitstream: all files that the decoder reads, the manifest included."""
     return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+
+
+def _plain_file(path: Path) -> bool:
+    """Neither a link nor a device nor a pipe, which would hang whoever reads it."""
+    try:
+        return path.is_file() and not path.is_symlink()
+    except OSError:  # such as a name that is too long
+        return False
 
 
 def _well_formed(content: dict[str, Any]) -> bool:

@@ -147,9 +147,9 @@ class Nnc(Coder):
         import torch
         from nncodec import nnc
 
-        from tracker.codecs import nnc_fold
+        from tracker.codecs import nnc_fold, nnc_guard
 
-        with quiet():
+        with quiet(), nnc_guard.checked_shapes():
             arrays = nnc.decompress(bytearray((folder / FILE).read_bytes()), reconstruct_lsa=True)
         tensors = {}
         for name in list(arrays):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FILE = "fold.zst"
+LARGEST = 1 << 24
 NNCODEC_EPS = 1e-5  # what nncodec's fold_bn adds to the variance, whatever the model does
 
 
@@ -112,7 +113,10 @@ def unfold(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
     found = dict(tensors)
     if not (folder / FILE).is_file():
         return found
-    text = zstandard.ZstdDecompressor().decompress((folder / FILE).read_bytes(), max_output_size=1 << 24)
+    packed = (folder / FILE).read_bytes()
+    if not 0 <= zstandard.frame_content_size(packed) <= LARGEST:
+        raise TrackerError(f"{folder / FILE} is damaged; get the bitstream again")
+    text = zstandard.ZstdDecompressor().decompress(packed, max_output_size=LARGEST)
     for layer, norm, eps in json.loads(text):
         own_bias = f"{layer}.bias" in found
         shift = found[f"{layer}.bias"] if own_bias else found.pop(f"{layer}.weight.bias")
