@@ -18,15 +18,17 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import ConfigCompositionException, HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from tracker.errors import TrackerError
 
 log = logging.getLogger("tracker")
 VERBOSE = bool(os.environ.get("HYDRA_FULL_ERROR"))
+
+ENDED = "; a run that had begun is marked FAILED, start it again"
 
 
 class Terminated(BaseException):
@@ -68,10 +70,21 @@ def message_of(error: BaseException) -> str:
     """One line for an exception."""
     if isinstance(error, TrackerError):
         return str(error)
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} is missing; set it on the command line, as {error.full_key}=VALUE"
+    if isinstance(error, ConfigCompositionException) and isinstance(error.__cause__, ConfigKeyError):
+        # Hydra's own advice, to append with a plus sign, would only be refused one step later.
+        return (
+            f"{error.__cause__.full_key} is not an option here; look at `python -m tracker --cfg job` for those that "
+            "are (a codec's are there with +codec=NAME)"
+        )
     if isinstance(error, HydraException | OmegaConfBaseException):
         cause = error.__cause__
         text = f"{error} ({cause})" if cause is not None and str(cause) not in str(error) else str(error)
         return " ".join(line.strip() for line in text.splitlines() if line.strip())
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{where}; give another folder, or make space or the permission for this one"
     return (
         f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]} "
         "(set HYDRA_FULL_ERROR=1 for the traceback, and please report it)"
@@ -111,10 +124,10 @@ def main() -> int:
         job()
         status = 0
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print(f"error: interrupted{ENDED}", file=sys.stderr)
         status = 130
     except Terminated:
-        print("terminated", file=sys.stderr)
+        print(f"error: terminated{ENDED}", file=sys.stderr)
         status = 143
     except Exception as error:
         status = report(error)

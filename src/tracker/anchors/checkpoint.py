@@ -1,0 +1,129 @@
+"""A user's own model: a factory and its weights, or a torch.export program."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from tracker.anchors import exported
+from tracker.anchors.base import Anchor
+from tracker.anchors.files import read_weights
+from tracker.anchors.images import rgb
+from tracker.anchors.zoo import one_line
+from tracker.component import call, locate
+from tracker.errors import TrackerError
+
+
+class OwnModel(Anchor):
+    """The base of anchors whose preprocessing the user names.
+
+    First `transform`, then images become RGB tensors in 0..1 (tensors and texts stay), then `mean` and `deviation`.
+    """
+
+    transform: dict[str, Any] = Field(
+        default={},
+        description="_target_: a function that is called with each sample and the other keys, or a class that is made "
+        "with the other keys and then called with each sample",
+    )
+    mean: list[float] | None = Field(default=None, description="per channel, after the transform; needs deviation")
+    deviation: list[float] | None = Field(default=None, description="per channel; needs mean")
+
+    def preprocess(self, sample: Any) -> Any:
+        """The transform, the conversion, and the normalisation.
+
+        Raises:
+            TrackerError: the transform raises, or mean and deviation do not suit its result.
+        """
+        if self._transform is not None:
+            try:
+                sample = self._transform(sample)
+            except TrackerError:
+                raise
+            except Exception as error:  # a user's code
+                raise TrackerError(
+                    f"anchor.transform: {self.transform['_target_']} raised {type(error).__name__}: {one_line(error)}"
+                ) from error
+        if hasattr(sample, "convert"):  # a PIL image
+            sample = rgb(sample)
+        if self.mean is None and self.deviation is None:
+            return sample
+        if self.mean is None or self.deviation is None:
+            raise TrackerError("anchor.mean and anchor.deviation belong together; set both or neither")
+        if not isinstance(sample, Tensor) or not {len(self.mean), len(self.deviation)} <= {1, len(sample)}:
+            raise TrackerError(
+                f"anchor.mean and anchor.deviation have {len(self.mean)} and {len(self.deviation)} values, which do "
+                f"not suit a sample of {tuple(sample.shape) if isinstance(sample, Tensor) else type(sample).__name__}"
+            )
+        ones = [1] * (sample.ndim - 1)
+        return (sample - torch.tensor(self.mean).view(-1, *ones)) / torch.tensor(self.deviation).view(-1, *ones)
+
+    def preprocessing(self) -> str:
+        """The transform by its path and keys, and the normalisation."""
+        transform = json.dumps(self.transform, sort_keys=True, default=str) if self._transform else "none"
+        return f"transform {transform}, mean {self.mean}, deviation {self.deviation}"
+
+    def predict(self, model: nn.Module, inputs: Any) -> Tensor:
+        """The output for a batch; a torch.export program gets it in the parts that it was exported for."""
+        return exported.run(model, inputs) if exported.is_program(model) else super().predict(model, inputs)
+
+    @cached_property
+    def _transform(self) -> Callable[[Any], Any] | None:
+        path = self.transform.get("_target_")
+        if not path:
+            return None
+        target = locate(str(path), "anchor.transform._target_")
+        keywords = {key: value for key, value in self.transform.items() if key != "_target_"}
+        if not isinstance(target, type):
+            return functools.partial(target, **keywords)
+        made = call(self.transform, "anchor.transform")
+        if not callable(made):
+            raise TrackerError(f"anchor.transform._target_={path}: its objects cannot be called with a sample")
+        return made
+
+
+class Checkpoint(OwnModel):
+    """A model that a factory of the user's builds, with weights of a file; or a torch.export program."""
+
+    weights_file: Path = Field(description=".safetensors, a state dict (.pt, .pth), or a torch.export program (.pt2)")
+    factory: dict[str, Any] = Field(
+        default={}, description="_target_: what returns the torch.nn.Module; the other keys are its keyword arguments"
+    )
+
+    def build(self) -> nn.Module:
+        """What the factory returns, or the program.
+
+        Raises:
+            TrackerError: there is no factory, it raises, or it returns something else; or as `read_program`.
+        """
+        if self._is_program:
+            return exported.read_program(self.weights_file, "anchor.weights_file")
+        if not self.factory.get("_target_"):
+            raise TrackerError(
+                "anchor.factory._target_ is not set: name the function or class that builds the architecture of "
+                f"{self.weights_file.name} (only a torch.export program, .pt2, needs none)"
+            )
+        model = call(self.factory, "anchor.factory")
+        if not isinstance(model, nn.Module):
+            raise TrackerError(
+                f"anchor.factory._target_={self.factory['_target_']} gives {type(model).__name__}, not a "
+                "torch.nn.Module"
+            )
+        return model
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """The tensors of `weights_file`."""
+        if self._is_program:
+            return self.build().state_dict()
+        return read_weights(self.weights_file, "anchor.weights_file", "the weights of your model")
+
+    @property
+    def _is_program(self) -> bool:
+        return self.weights_file.suffix == ".pt2"
