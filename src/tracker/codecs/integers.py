@@ -97,9 +97,8 @@ class Int4(IntegerCoder):
         groups = torch.nn.functional.pad(flat, (0, -columns % size)).reshape(len(weight), -1, size)
         scales = groups.abs().amax(dim=2) / 7
         half = scales.half()
-        # float16 halves the cost of scales; where a scale leaves its normal range, the tensor keeps float32.
-        normal = torch.finfo(torch.float16).smallest_normal
-        if bool(half.isfinite().all()) and bool(((half >= normal) | (scales == 0)).all()):
+        # float16 halves the cost of scales; where rounding one costs more than half a step, the tensor keeps float32.
+        if bool(((half.float() - scales).abs() * 14 <= scales).all()):
             scales = half
         steps = scales.float().clamp(min=1e-45).unsqueeze(2)
         integers = (groups / steps).round().clamp(-7, 7).nan_to_num().to(torch.int8)
