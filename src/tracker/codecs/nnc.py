@@ -7,12 +7,7 @@ IEEE Transactions on Circuits and Systems for Video Technology 32(5).
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import io
-import logging
-import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,7 +22,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FILE = "model.nnc"
-log = logging.getLogger(__name__)
 
 # What nncodec 2.1.3 offers but cannot do here, and why; each is a field, so that it is refused by its own name.
 NOT_WORKING = {
@@ -120,7 +114,7 @@ class Nnc(Coder):
             TrackerError: qp_per_tensor names a tensor that is not there, values are beyond what a step size can
                 represent, the model cannot be traced for BatchNorm folding, or NNCodec fails.
         """
-        from tracker.codecs import nnc_fold
+        from tracker.codecs import nnc_fold, nnc_units
 
         if unknown := sorted(set(self.qp_per_tensor) - set(tensors)):
             raise TrackerError(f"codec.nnc.qp_per_tensor names {unknown[0]!r}, which is no tensor of the model")
@@ -136,63 +130,56 @@ class Nnc(Coder):
                     f"scan_order={self.scan_order} does not work in nncodec for tensors of one row or column, such as "
                     f"{unescape(name)}; use codec.nnc.scan_order=0"
                 )
-        coded = self._compress(arrays, blocks)
+        try:
+            options = self._options()
+            if self.opt_qp:
+                options["qp_per_tensor"] = nnc_units.optimised_qp(arrays, options)
+            coded, sizes = nnc_units.encode_units(arrays, blocks, options)
+        except (Exception, SystemExit) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise TrackerError(f"nncodec cannot code this model with these options ({reason[:200]})") from error
         (folder / FILE).write_bytes(coded)
         if pairs:
             nnc_fold.write(pairs, folder)
-        return self._records(coded, arrays, blocks)
+        return self._records(arrays, sizes, options["qp_per_tensor"] or {})
 
     def decode(self, folder: Path) -> dict[str, Tensor]:
         """The tensors, float32, as NNCodec's own decoder gives them."""
         import torch
-        from nncodec import nnc
 
-        from tracker.codecs import nnc_fold, nnc_guard
+        from tracker.codecs import nnc_fold, nnc_guard, nnc_units
 
-        with quiet(), nnc_guard.checked_shapes():
-            arrays = nnc.decompress(bytearray((folder / FILE).read_bytes()), reconstruct_lsa=True)
+        with nnc_guard.checked_shapes():
+            arrays = nnc_units.decode_units((folder / FILE).read_bytes())
         tensors = {}
         for name in list(arrays):
-            tensors[unescape(name)] = torch.from_numpy(arrays.pop(name))
+            # Codebooks come as float64.
+            tensors[unescape(name)] = torch.from_numpy(arrays.pop(name)).float()
         return nnc_fold.unfold(tensors, folder)
 
-    def _compress(self, arrays: dict[str, np.ndarray], blocks: dict[str, Any] | None) -> bytes:
-        from nncodec import nnc
-
-        try:
-            with quiet(), light_copies():
-                # bitstream_path=None, because nncodec otherwise writes into the current folder.
-                return bytes(
-                    nnc.compress(
-                        arrays,
-                        bitstream_path=None,
-                        return_bitstream=True,
-                        qp=self.qp,
-                        qp_density=self.qp_density,
-                        nonweight_qp=self.nonweight_qp,
-                        qp_per_tensor={escape(name): qp for name, qp in self.qp_per_tensor.items()} or None,
-                        use_dq=self.use_dq,
-                        codebook_mode=2 if self.approx_method == "codebook" else 0,
-                        scan_order=self.scan_order,
-                        lambda_scale=self.lambda_scale,
-                        param_opt=self.param_opt,
-                        cabac_unary_length_minus1=self.cabac_unary_length_minus1,
-                        opt_qp=self.opt_qp,
-                        bnf=blocks is not None,
-                        block_id_and_param_type=blocks,
-                        row_skipping=self.row_skipping,
-                        int_quant_bw=self.bitdepth or False,
-                        verbose=False,
-                    )
-                )
-        except (Exception, SystemExit) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise TrackerError(f"nncodec cannot code this model with these options ({reason[:200]})") from error
+    def _options(self) -> dict[str, Any]:
+        """Keyword arguments of ``nncodec.nnc.compress``."""
+        return {
+            "qp": self.qp,
+            "qp_density": self.qp_density,
+            "nonweight_qp": self.nonweight_qp,
+            "qp_per_tensor": {escape(name): qp for name, qp in self.qp_per_tensor.items()} or None,
+            "use_dq": self.use_dq,
+            "codebook_mode": 2 if self.approx_method == "codebook" else 0,
+            "scan_order": self.scan_order,
+            "lambda_scale": self.lambda_scale,
+            "param_opt": self.param_opt,
+            "cabac_unary_length_minus1": self.cabac_unary_length_minus1,
+            "row_skipping": self.row_skipping,
+            "int_quant_bw": self.bitdepth or False,
+        }
 
     def _sparse(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """NNCodec's magnitude pruning, unstructured and then structured."""
         import numpy as np
         from nncodec.framework.applications.utils import sparsification
+
+        from tracker.codecs.nnc_units import quiet
 
         with quiet():
             arrays = sparsification.apply_unstruct_spars_v2(
@@ -209,20 +196,15 @@ class Nnc(Coder):
             raise TrackerError(f"the tensor {unescape(name)} has values beyond {largest:.2g}, the range of NNC")
 
     def _records(
-        self, coded: bytes, arrays: Mapping[str, np.ndarray], blocks: dict[str, Any] | None
+        self, arrays: Mapping[str, np.ndarray], sizes: Mapping[str, int], qps: Mapping[str, int]
     ) -> list[TensorRecord]:
         """Step size and size of each tensor; a block's size is told with its weight."""
-        types = blocks["parameter_type"] if blocks else {}
-        block_of = blocks["block_identifier"] if blocks else {}
-        heads = [name for name in arrays if block_of.get(name) is None or types.get(name) == "weight"]
-        sizes = unit_sizes(coded)
-        share = dict(zip(heads, sizes, strict=True)) if len(sizes) == len(heads) else {}
-        plain = self.bitdepth is None and not self.opt_qp and self.approx_method == "uniform"
+        plain = self.bitdepth is None and self.approx_method == "uniform"
         records = []
         for name, array in arrays.items():
-            qp = self.qp_per_tensor.get(unescape(name), self.qp if array.ndim > 1 else self.nonweight)
+            qp = qps.get(name, self.qp if array.ndim > 1 else self.nonweight)
             step = step_size(qp, self.qp_density) if plain else None
-            records.append(TensorRecord(unescape(name), step, share.get(name)))
+            records.append(TensorRecord(unescape(name), step, sizes.get(name)))
         return records
 
 
@@ -230,26 +212,6 @@ def step_size(qp: int, density: int) -> float:
     """NNC's step size: delta = (2^d + qp mod 2^d) * 2^(floor(qp / 2^d) - d)."""
     k = 1 << density
     return (k + qp % k) * 2.0 ** (qp // k - density)
-
-
-def unit_sizes(bitstream: bytes) -> list[int]:
-    """Sizes in bytes of the compressed data units (NNR_NDU) of a bitstream, in order.
-
-    Each unit begins with nnr_unit_size_flag (1 bit) and nnr_unit_size (15 or 31 bits), then nnr_unit_type (6 bits).
-    """
-    sizes, at = [], 0
-    while at + 3 <= len(bitstream):
-        width = 4 if bitstream[at] & 0x80 else 2
-        size = int.from_bytes(bitstream[at : at + width], "big") & ((1 << (8 * width - 1)) - 1)
-        if size <= width:
-            break
-        if bitstream[at + width] >> 2 == NDU:
-            sizes.append(size)
-        at += size
-    return sizes
-
-
-NDU = 5  # nnr_unit_type of a compressed data unit
 
 
 def escape(name: str) -> str:
@@ -260,42 +222,3 @@ def escape(name: str) -> str:
 def unescape(name: str) -> str:
     """The name before `escape`."""
     return name.replace("%5F", "_").replace("%25", "%")
-
-
-@contextlib.contextmanager
-def light_copies() -> Iterator[None]:
-    """Keep nncodec's encoder from copying the whole model for every tensor of it.
-
-    nncodec 2.1.3 checks each coded tensor by decoding it into a deep copy of all quantised tensors, of which it then
-    replaces one: two copies of the model in memory, and a time that grows with the square of the number of tensors.
-    Copying the containers and not the arrays gives the same bytes.
-    """
-    from nncodec.nnc_core import coder
-
-    def deepcopy(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: item if hasattr(item, "dtype") else deepcopy(item) for key, item in value.items()}
-        return copy.deepcopy(value)
-
-    original = coder.copy
-    coder.copy = types.SimpleNamespace(deepcopy=deepcopy, copy=copy.copy)
-    try:
-        yield
-    finally:
-        coder.copy = original
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """What nncodec prints goes to the log: notes to INFO, the rest to DEBUG."""
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(printed):
-            yield
-    finally:
-        for line in printed.getvalue().splitlines():
-            log.log(
-                logging.INFO if "QP" in line and "clipped" in line else logging.DEBUG,
-                "nncodec: %s",
-                line.strip(),
-            )

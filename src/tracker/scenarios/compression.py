@@ -44,9 +44,11 @@ class Compression:
         self.device = models.choose_device(job.settings.device)
         samples = job.data.samples(job.task.split)
         self.data_sha256 = job.data.digest(job.task.split)
-        self.weights = job.anchor.weights()
-        self.model = self._filled(self.weights, "the anchor's weights")
-        self.tensors = models.state_tensors(self.model, self.weights)
+        weights = job.anchor.weights()
+        self.model = self._filled(weights, "the anchor's weights")
+        self.given = frozenset(weights)
+        del weights  # the model has its own copy
+        self.tensors = models.state_tensors(self.model, self.given)
         coded_part(self.tensors)  # refuses NaN
         self.sha256 = anchors.weights_digest(self.tensors)
         self.task_sha256 = anchors.task_digest(job.task, job.anchor.preprocessing(), self.data_sha256)
@@ -126,7 +128,7 @@ class Compression:
         model = self.model.cpu()
         for stage in codec.transforms.values():
             model = stage.apply(model, context)
-        tensors = models.state_tensors(model, self.weights)
+        tensors = models.state_tensors(model, self.given)
         with summary.activity(f"encode {codec.name}"):
             manifest, records = encode_bitstream(codec, tensors, model, folder, context)
         return manifest.sha256, records
