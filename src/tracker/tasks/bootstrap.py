@@ -27,7 +27,7 @@ def drop_interval(
         seed: of the draws.
 
     Returns:
-        The lower and the upper end, in the metric's unit.
+        The lower and the upper end, in the metric's unit; NaN where a score is.
     """
     import numpy as np
     from scipy.stats import bootstrap
@@ -35,6 +35,8 @@ def drop_interval(
     def drop(drawn: np.ndarray) -> float:
         return task.drop(task.performance(anchor[drawn]), task.performance(decoded[drawn]))
 
+    if np.isnan(anchor).any() or np.isnan(decoded).any():
+        return float("nan"), float("nan")
     samples = np.arange(len(anchor))
     generator = np.random.default_rng(seed)
     interval = bootstrap(

@@ -32,7 +32,7 @@ class Classification(Task):
         """Metrics top1 and (from five classes on) top5; scores: 1 where the sample's top-1 is right, else 0.
 
         Raises:
-            TrackerError: the output is not (batch, classes), or a class index lies beyond it.
+            TrackerError: the output is not (batch, classes), a target is no class index, or lies beyond it.
         """
         import torch
         from torchmetrics.functional.classification import multiclass_accuracy
@@ -46,11 +46,17 @@ class Classification(Task):
             raise TrackerError(
                 f"task=classification needs outputs of shape (batch, classes), not {tuple(logits.shape)}"
             )
-        if int(classes.max()) >= logits.shape[1]:
+        if classes.shape != logits.shape[:1] or classes.is_floating_point():
             raise TrackerError(
-                f"the data set has class {int(classes.max())}, but the model gives only {logits.shape[1]} classes; "
-                "anchor and data do not belong together"
+                f"task=classification needs class indices as targets, integers of shape ({len(logits)},), not "
+                f"{str(classes.dtype).removeprefix('torch.')} of shape {tuple(classes.shape)}"
             )
+        for index in (int(classes.min()), int(classes.max())):
+            if not 0 <= index < logits.shape[1]:
+                raise TrackerError(
+                    f"the data set has class {index}, but the model gives only {logits.shape[1]} classes (from 0); "
+                    "anchor and data do not belong together"
+                )
 
         def accuracy(k: int) -> float:
             return float(multiclass_accuracy(logits, classes, num_classes=logits.shape[1], average="micro", top_k=k))

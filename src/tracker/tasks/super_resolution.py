@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from tracker.tasks.base import Predict
 
 
+SMALLEST = 11  # pixels that SSIM's window takes
+
+
 class SuperResolution(Task):
     """PSNR in dB and SSIM, the mean over images, on luminance (BT.601) without a border of `border` pixels."""
 
@@ -44,7 +47,7 @@ class SuperResolution(Task):
         """Metrics psnr (dB) and ssim; scores: each image's PSNR and SSIM.
 
         Raises:
-            TrackerError: the output is no image of the original's size.
+            TrackerError: the output is no image of the original's size, or that is too small.
         """
         import numpy as np
         from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
@@ -59,6 +62,10 @@ class SuperResolution(Task):
                 raise TrackerError(
                     f"the model gives {tuple(outputs.shape)} where the original is {tuple(originals.shape)}; "
                     "data.scale or data.upscaled does not fit the anchor"
+                )
+            if min(originals.shape[-2:]) < SMALLEST + 2 * self.border:
+                raise TrackerError(
+                    f"an image of {tuple(originals.shape[-2:])} is too small for task.border={self.border}"
                 )
             outputs = outputs.clamp(0, 1)
             cut = slice(self.border, -self.border or None)
