@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from tracker.anchors.base import Anchor
 from tracker.data.base import Samples
+from tracker.errors import TrackerError
 from tracker.memory import keep_freed_memory
 from tracker.tasks.base import Evaluation, Task
 
@@ -24,9 +25,14 @@ class Batches:
     """The samples of a split, preprocessed and stacked; decoded once if all of them fit into 256 MiB.
 
     Iterating gives (inputs, targets) on the CPU.
+
+    Raises:
+        TrackerError: the split is empty.
     """
 
     def __init__(self, samples: Samples, anchor: Anchor, task: Task) -> None:
+        if len(samples) == 0:
+            raise TrackerError("the data set has no samples in a split that is needed; give it more data")
         self.samples, self.anchor, self.task = samples, anchor, task
         self.kept: list[Any] | None = None
 
