@@ -23,7 +23,7 @@ from tracker.data.base import (
 )
 from tracker.errors import TrackerError
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".pgm", ".ppm", ".webp", ".tif", ".tiff"}
 
 
 class Labelled(NamedTuple):
@@ -34,7 +34,7 @@ class Labelled(NamedTuple):
 
 
 def class_folder(folder: Path) -> list[list[Labelled]]:
-    """The images below a folder, class by class, in the order of their names; class index = alphabetical order.
+    """The images anywhere below a folder's folders, in the order of their names; class index = alphabetical order.
 
     Raises:
         TrackerError: the folder has no classes, or a class has no images.
@@ -44,7 +44,7 @@ def class_folder(folder: Path) -> list[list[Labelled]]:
         raise TrackerError(f"{folder} has no folder per class; expected {folder}/CLASS/IMAGE.jpg")
     classes = []
     for label, name in enumerate(names):
-        images = sorted(path for path in (folder / name).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        images = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
         if not images:
             raise TrackerError(f"{folder / name} has no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
         classes.append([Labelled(path, label) for path in images])
