@@ -1,0 +1,41 @@
+"""The examples run as their READMEs say, from copies of their folders."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Completed, runs
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def test_own_anchor_and_task_by_config_dir(tmp_path: Path, tracker: Callable[..., Completed]) -> None:
+    folder = tmp_path / "own"
+    shutil.copytree(EXAMPLES / "own_anchor", folder)
+    done = tracker("--config-dir", "conf", "anchor=wine", "+codec=nnc", "transparency.confidence=0.9", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (run,) = runs(folder, "compression")
+    metrics = run.data.metrics
+    assert metrics["balanced_accuracy/anchor"] > 0.9
+    assert metrics["performance/drop"] == metrics["balanced_accuracy/anchor"] - metrics["balanced_accuracy/decoded"]
+    assert metrics["performance/drop_low"] <= metrics["performance/drop"] <= metrics["performance/drop_high"]
+    assert run.data.params["task.function._target_"] == "wine.balanced_accuracy"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("xz") is None, reason="xz is not installed")
+def test_external_example(tmp_path: Path) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", str(EXAMPLES / "external_xz.sh")], cwd=tmp_path, env={**os.environ, "PATH": path}, check=False
+    )
+    assert done.returncode == 0
+    (run,) = runs(tmp_path, "compression")
+    assert run.data.metrics["performance/drop"] == 0
+    assert run.data.metrics["size/rate_percent"] < 100
