@@ -51,9 +51,11 @@ class Arrays(Data):
             tensors = load_file(self.path)
         except SafetensorError as error:
             raise TrackerError(f"data.path={self.path} is not a safetensors file ({error})") from error
+        for name, inputs in tensors.items():
+            targets = tensors.get(name.removesuffix("inputs") + "targets") if name.endswith("inputs") else None
+            if targets is not None and (not inputs.ndim or inputs.shape[:1] != targets.shape[:1]):
+                raise TrackerError(f"data.path={self.path}: {name} and its targets differ in number")
         if "inputs" in tensors and "targets" in tensors:
-            if len(tensors["inputs"]) != len(tensors["targets"]):
-                raise TrackerError(f"data.path={self.path}: inputs and targets differ in number")
             return three_parts(tensors["inputs"], tensors["targets"], split, self.seed)
         wanted = ("search", "report") if split == "all" else (split,)
         try:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from tracker.cache import extracted
 from tracker.component import Component
 from tracker.errors import TrackerError
 
@@ -73,7 +74,7 @@ def open_image(path: Path) -> Any:
         with Image.open(path) as image:
             image.load()
             return image
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
         raise TrackerError(f"{path} is not an image that can be read ({error}); replace or remove it") from error
 
 
@@ -93,6 +94,18 @@ def data_root(root: Path | None, what: str) -> Path:
     if not root.is_dir():
         raise TrackerError(f"data.root={root} is not a folder: give the folder that holds {what}")
     return root
+
+
+def archived(archive: Path, inner: str) -> Path:
+    """A folder in an archive, which is extracted once into the cache.
+
+    Raises:
+        TrackerError: the archive is damaged, or does not hold the folder.
+    """
+    folder = extracted(archive) / inner
+    if not folder.is_dir():
+        raise TrackerError(f"{archive} does not hold the folder {inner}/; get it again")
+    return folder
 
 
 def files_digest(paths: Iterable[Path], base: Path) -> str:

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from tracker.cache import extracted
 from tracker.data.base import (
     Data,
     Decoded,
     Samples,
     Split,
+    archived,
     arrays_digest,
     data_root,
     files_digest,
@@ -130,7 +130,7 @@ class Cifar10(Data):
             if folder.is_dir():
                 return folder, False
         for archive in sorted(root.glob(f"cifar10_{part}*.tar.xz")):
-            return extracted(archive) / "cifar10" / part, False
+            return archived(archive, f"cifar10/{part}"), False
         if (root / "cifar-10-batches-py").is_dir():
             return root / "cifar-10-batches-py", True
         raise TrackerError(
@@ -209,6 +209,10 @@ def read_batches(folder: Path, part: str) -> tuple[Any, Any]:
             batch = ArraysOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()
             images.append(np.asarray(batch[b"data"], dtype=np.uint8).reshape(-1, 3, 32, 32))
             labels.append(np.asarray(batch[b"labels"], dtype=np.int64))
+            if len(images[-1]) != len(labels[-1]):
+                raise ValueError(f"{len(images[-1])} images and {len(labels[-1])} labels")
+            if labels[-1].size and not 0 <= labels[-1].min() <= labels[-1].max() <= 9:
+                raise ValueError("a label is not in 0..9")
         except FileNotFoundError as error:
             raise TrackerError(f"{path} is missing; get CIFAR-10 (python version) again") from error
         except Exception as error:  # whatever a damaged pickle makes the unpickler raise

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from tracker.cache import extracted
 from tracker.data.base import (
     Data,
     Decoded,
     Samples,
     Split,
+    archived,
     arrays_digest,
     data_root,
     files_digest,
@@ -43,7 +43,7 @@ class SuperResolution(Data):
         if (root / self.folder).is_dir():
             return root / self.folder
         if (archive := root / f"{self.folder}.tar.xz").is_file():
-            return extracted(archive) / self.folder
+            return archived(archive, self.folder)
         if self.folder in (".", ""):
             return root
         raise TrackerError(f"data.root={root} holds neither {self.folder}/ nor {self.folder}.tar.xz; set data.folder")
