@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import builtins
+import ast
 import json
 import pickle
 import re
@@ -23,7 +23,20 @@ from tracker.errors import TrackerError
 # What torch.export.load would unpickle or load as machine code, whatever it is told.
 OBJECTS = ("custom_obj_", "opaque_obj_")
 OPERATORS = re.compile(r"torch\.(ops\.[\w.]+|_?sym_\w+)|_operator\.\w+|math\.\w+")
-EXPRESSION = re.compile(r"[\w\s+\-*/%(),<>=!&|~]*")
+ARITHMETIC = (
+    ast.Expression,
+    ast.Name,
+    ast.expr_context,
+    ast.keyword,
+    ast.BinOp,
+    ast.UnaryOp,
+    ast.BoolOp,
+    ast.Compare,
+    ast.operator,
+    ast.unaryop,
+    ast.boolop,
+    ast.cmpop,
+)
 
 
 def read_program(path: Path, key: str) -> GraphModule:
@@ -107,9 +120,32 @@ def suspicious(field: str, text: str) -> bool:
     if field == "target":
         return text.startswith(("torch", "_operator", "math")) and not OPERATORS.fullmatch(text)
     if field == "expr_str":  # torch gives it to sympy, which evaluates it as Python
-        names = set(re.findall(r"[A-Za-z_]\w*", text)) - {"abs", "max", "min", "round", "True", "False"}
-        return not EXPRESSION.fullmatch(text) or any(hasattr(builtins, name) or "__" in name for name in names)
+        return not is_arithmetic(text)
     return False
+
+
+def is_arithmetic(text: str) -> bool:
+    """Whether an expression only combines symbols and numbers, by operators and sympy's or torch's own classes."""
+    import sympy
+    from torch.utils._sympy import functions
+
+    try:
+        nodes = list(ast.walk(ast.parse(text.strip(), mode="eval")))
+    except (SyntaxError, ValueError, RecursionError):
+        return False
+    for node in nodes:
+        if isinstance(node, ast.Call):
+            name = node.func.id if isinstance(node.func, ast.Name) else ""
+            called = getattr(functions, name, None) or getattr(sympy, name, None)
+            if not (isinstance(called, type) and issubclass(called, sympy.Basic)):
+                return False
+        elif isinstance(node, ast.Constant):
+            # The name of a symbol, or a number's digits; sympy would evaluate any longer text.
+            if isinstance(node.value, str | bytes) and not re.fullmatch(r"[\w.+-]+", str(node.value)):
+                return False
+        elif not isinstance(node, ARITHMETIC):
+            return False
+    return True
 
 
 def ready(module: GraphModule, path: Path, key: str) -> GraphModule:

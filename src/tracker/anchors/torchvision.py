@@ -112,6 +112,8 @@ class Torchvision(Anchor):
             options["weights_backbone"] = None  # by default detectors and segmenters download their backbone's
         if self.model.removeprefix("quantized_") in ("googlenet", "inception_v3"):
             options["init_weights"] = False  # their own initialisation takes minutes and warns that it will go
+        if self.model.removeprefix("quantized_") == "googlenet":
+            options["aux_logits"] = False  # as with weights, so that sizes are comparable
         with seeded(self.seed):
             return self._build(options)
 
@@ -135,7 +137,7 @@ class Torchvision(Anchor):
 
     def _build(self, options: Mapping[str, Any]) -> nn.Module:
         try:
-            return self._builder(**options, **self.options)
+            return self._builder(**{**options, **self.options})
         except (TypeError, ValueError) as error:
             raise TrackerError(f"anchor.options does not suit {self.model}: {one_line(error)}") from error
 

@@ -163,7 +163,7 @@ class Transformers(Anchor):
         if isinstance(error, TrackerError):
             return error
         text = one_line(error)
-        if "trust_remote_code" in text:
+        if "trust_remote_code" in str(error) or "custom code" in str(error):
             return TrackerError(f"anchor.model={self.model} needs code of its repository, which tracker does not run")
         if Path(self.model).is_dir():
             return TrackerError(f"the model in {self.model} cannot be loaded as {self.auto_class}: {text}")
