@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from nncodec import nn as nncodec_nn
 from nncodec import nnc as nncodec
 from nncodec.nnc_core.common import get_stepsize_from_qp
+from omegaconf import OmegaConf
 from pydantic import ValidationError
 from safetensors.torch import load, load_file
 from torch import nn
@@ -273,6 +274,16 @@ def test_nnc_refuses(options: dict) -> None:
     with pytest.raises(TrackerError, match=r"codec\.nnc") as refused:
         build_codec({"nnc": {"_target_": "tracker.codecs.nnc.Nnc", **options}})
     assert "\n" not in str(refused.value)
+
+
+def test_qp_per_tensor_can_be_given_as_hydra_gives_it() -> None:
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base=None):
+        plain = compose("config", ["+codec=nnc"])
+        given = compose("config", ["+codec=nnc", "codec.nnc.qp_per_tensor={0.weight: -20, 9.bias: -7}"])
+    found = [build_codec(OmegaConf.to_container(config.codec)).coder.qp_per_tensor for config in (plain, given)]
+    assert found == [{}, {"0.weight": -20, "9.bias": -7}]
 
 
 def test_nnc_at_the_last_qps_that_are_taken(tmp_path: Path) -> None:

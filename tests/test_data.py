@@ -108,6 +108,14 @@ def test_the_default_anchor_is_good_and_trains_to_the_same_bits(monkeypatch, tmp
     assert not torch.equal(short.weights()["0.weight"], other.weights()["0.weight"])
 
 
+def test_a_model_that_cannot_take_the_inputs_is_told_in_one_line() -> None:
+    anchor, task = DigitsAnchor(name="digits", epochs=1), Classification()
+    batches = Batches(Diabetes().samples("report"), anchor, task)
+    with pytest.raises(TrackerError, match="do anchor=digits and the data belong together") as refused:
+        evaluate(anchor, anchor.build(), task, batches, "cpu", "digits")
+    assert "\n" not in str(refused.value)
+
+
 def test_a_damaged_cache_is_trained_anew(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TRACKER_CACHE", str(tmp_path))
     anchor = DigitsAnchor(name="digits", epochs=1, width=4)

@@ -86,13 +86,22 @@ def evaluate(anchor: Anchor, model: nn.Module, task: Task, batches: Batches, dev
         batches: of the split.
         device: to compute on.
         label: for the progress bar.
+
+    Raises:
+        TrackerError: the model cannot take the inputs, or the task cannot score the outputs.
     """
     keep_freed_memory()
     model = model.to(device).eval()
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
     def predict(inputs: Any) -> Tensor:
-        return anchor.predict(model, on_device(inputs, device, dtype))
+        try:
+            return anchor.predict(model, on_device(inputs, device, dtype))
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise TrackerError(
+                f"the model fails on the inputs ({reason}); do anchor={anchor.name} and the data belong together?"
+            ) from error
 
     def moved() -> Iterator[tuple[Any, Any]]:
         for inputs, targets in tqdm(batches, desc=f"evaluate {label}", unit="batch", disable=None, leave=False):

@@ -67,6 +67,12 @@ class Nnc(Coder):
     fine_tune: bool = False
     tca: bool = False
 
+    @field_validator("qp_per_tensor", mode="before")
+    @classmethod
+    def _none_is_empty(cls, value: Any) -> Any:
+        # null in the config, because Hydra lets no key be added to a dict there without a +.
+        return {} if value is None else value
+
     @field_validator(*NOT_WORKING)
     @classmethod
     def _refused(cls, value: bool, info: Any) -> bool:
