@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from tracker.errors import TrackerError
 
@@ -26,11 +25,16 @@ def tracking_uri() -> str:
 
 def without_secrets(uri: str) -> str:
     """A URI as it may be shown: no user, no password, no query."""
-    parts = urlsplit(uri)
-    if not parts.hostname:
-        return uri.split("?")[0]
-    port = f":{parts.port}" if parts.port else ""
-    return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
+    scheme, separator, rest = uri.split("?")[0].partition("://")
+    place, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{place.rpartition('@')[2]}{slash}{path}"
+
+
+def without_password(text: str, uri: str) -> str:
+    """A message, in which whatever MLflow tells of the URI it asked may hold the password."""
+    place = uri.partition("://")[2].partition("/")[0]
+    user, at, _ = place.rpartition("@")
+    return text.replace(f"{user}{at}", "") if at else text
 
 
 def database_file(uri: str) -> Path | None:
@@ -97,12 +101,32 @@ def connect(uri: str) -> MlflowClient:
 
         # MLflow creates and migrates tables when it opens a database; two processes doing so at once fail.
         with FileLock(file.with_suffix(".lock")):
+            if not file.exists():
+                _create(file)
             client = MlflowClient(uri)
             client.search_experiments(max_results=1)
         return client
     except Exception as error:  # every store has its own exceptions
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise TrackerError(f"the MLflow store {without_secrets(uri)} cannot be opened: {reason[:200]}") from error
+        raise TrackerError(
+            f"the MLflow store {without_secrets(uri)} cannot be opened: {without_password(reason, uri)[:200]}; "
+            "set MLFLOW_TRACKING_URI to a server's address, or leave it out for a file below mlruns/"
+        ) from error
+
+
+def _create(file: Path) -> None:
+    """A new SQLite store, under its name only when it is whole: half of MLflow's tables could never be opened again."""
+    from mlflow import MlflowClient
+
+    partial = file.with_name(f"{file.name}.partial")
+    partial.unlink(missing_ok=True)
+    try:
+        client = MlflowClient(f"{SQLITE}{partial}")
+        client.search_experiments(max_results=1)
+        client._tracking_client.store._dispose_engine()
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
@@ -117,7 +141,9 @@ def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
         file = database_file(uri)
         location = (file.parent / "artifacts").as_uri() if file else None
         try:
-            return client.create_experiment(name, artifact_location=location)
+            # The UI then opens the experiment with its runs and charts, not with the traces of a language model.
+            kind = {"mlflow.experimentKind": "custom_model_development"}
+            return client.create_experiment(name, artifact_location=location, tags=kind)
         except MlflowException:
             found = client.get_experiment_by_name(name)  # another process was faster
             if found is None:
