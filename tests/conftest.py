@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +22,30 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     os.environ.pop("HYDRA_FULL_ERROR", None)
     return folder
+
+
+@pytest.fixture(scope="session")
+def made_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with MLflow's tables and nothing in them, to copy: making the tables takes seconds each time."""
+    from tracker.tracking import store
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    kept = os.environ.pop("MLFLOW_TRACKING_URI", None)
+    try:
+        store.connect(f"sqlite:///{path}")
+    finally:
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+        if kept:
+            os.environ["MLFLOW_TRACKING_URI"] = kept
+    return path
+
+
+@pytest.fixture
+def ready(made_store: Path, tmp_path: Path) -> Path:
+    """tmp_path, with an empty store in mlruns/ already."""
+    (tmp_path / "mlruns").mkdir()
+    shutil.copy(made_store, tmp_path / "mlruns" / "mlflow.db")
+    return tmp_path
 
 
 @pytest.fixture

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import gc
 import logging
 import os
-import signal
 import sys
 import threading
 import time
 import warnings
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 import hydra
@@ -23,16 +20,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
+from tracker import signals
 from tracker.errors import TrackerError
 
 log = logging.getLogger("tracker")
 VERBOSE = bool(os.environ.get("HYDRA_FULL_ERROR"))
-
 ENDED = "; a run that had begun is marked FAILED, start it again"
-
-
-class Terminated(BaseException):
-    """SIGTERM; not an Exception, so that nothing on the way takes it for an ordinary failure."""
 
 
 def config_folder() -> str:
@@ -45,7 +38,7 @@ def config_folder() -> str:
 def job(config: DictConfig) -> Any:
     """One job: a single run, or one of a multirun, in whatever process the launcher put it."""
     started = time.perf_counter()
-    signal_handlers()
+    signals.install()  # some launchers run jobs in processes of their own
     hydra_config = HydraConfig.get()
     try:
         from tracker.tracking import store
@@ -59,6 +52,7 @@ def job(config: DictConfig) -> Any:
         prepared = read_job(plain, list(hydra_config.overrides.task), folder, started)
         return locate(str(plain["scenario"].get("_target_", "")), "scenario._target_")(prepared)
     except Exception as error:
+        signals.check()  # an interrupted import fails in ways of its own
         if hydra_config.mode == RunMode.MULTIRUN:
             # Hydra tells only the first failure of a multirun, and only when all jobs are done.
             log.error("failed: %s", message_of(error))
@@ -67,7 +61,13 @@ def job(config: DictConfig) -> Any:
 
 
 def message_of(error: BaseException) -> str:
-    """One line for an exception."""
+    """One line for an exception, without the password that MLFLOW_TRACKING_URI may hold."""
+    from tracker.tracking import store
+
+    return store.without_password(_message_of(error), store.tracking_uri())
+
+
+def _message_of(error: BaseException) -> str:
     if isinstance(error, TrackerError):
         return str(error)
     if isinstance(error, MissingMandatoryValue):
@@ -85,10 +85,10 @@ def message_of(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename else ""
         return f"{error.strerror}{where}; give another folder, or make space or the permission for this one"
-    return (
-        f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]} "
-        "(set HYDRA_FULL_ERROR=1 for the traceback, and please report it)"
-    )
+    text = " ".join(str(error).split())[:300]
+    if "No space left" in text or "disk is full" in text:  # as safetensors and SQLite tell it
+        return f"{text}; make space and run again"
+    return f"unexpected {type(error).__name__}: {text} (set HYDRA_FULL_ERROR=1 for the traceback, and please report it)"
 
 
 def report(error: BaseException) -> int:
@@ -101,19 +101,10 @@ def report(error: BaseException) -> int:
     return 1
 
 
-def signal_handlers() -> None:
-    """Make SIGTERM end the job as Ctrl-C does, so that its run is marked."""
-
-    def terminate(number: int, frame: FrameType | None) -> NoReturn:
-        raise Terminated
-
-    # Only the main thread may set handlers, and some launchers run jobs in others.
-    with contextlib.suppress(ValueError):
-        signal.signal(signal.SIGTERM, terminate)
-
-
 def main() -> int:
     """The command line, with one line for whatever the user can mend; the exit status."""
+    signals.received.clear()
+    signals.install()
     # Importing torch, nncodec, torchmetrics and mlflow makes millions of objects that stay; at Python's default
     # thresholds the garbage collector looks through all of them again and again, a quarter of the start-up time.
     gc.set_threshold(100_000, 50, 100)
@@ -126,13 +117,15 @@ def main() -> int:
     except KeyboardInterrupt:
         print(f"error: interrupted{ENDED}", file=sys.stderr)
         status = 130
-    except Terminated:
+    except signals.Terminated:
         print(f"error: terminated{ENDED}", file=sys.stderr)
         status = 143
     except Exception as error:
         status = report(error)
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
+    if "tracker.tracking.store" in sys.modules:
+        sys.modules["tracker.tracking.store"].abandon()
     return status
 
 

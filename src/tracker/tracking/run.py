@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from tracker import signals
 from tracker.errors import TrackerError
+from tracker.tracking.store import without_password
 from tracker.tracking.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run as MlflowRun
 
 log = logging.getLogger(__name__)
 PARAMS_PER_CALL = 100  # MLflow's limit for one batch
+RESULTS = ("bitstream", "anchor", "scores", "tensors.json", "plots")  # artifacts that a run which failed must not keep
 
 
 class Run:
@@ -42,30 +45,42 @@ class Run:
         """
         self.client, self.uri, self.experiment, self.name = client, uri, experiment, name
         self.tags = {"tracker.kind": kind, **tags}
-        self.uploaded: list[str] = []
         self.id = ""
 
     def __enter__(self) -> Run:
         """Create the run."""
         from mlflow.tracking.context.registry import resolve_tags
 
-        run = self.client.create_run(self.experiment, tags=resolve_tags(self.tags), run_name=self.name)
-        self.id = run.info.run_id
-        self.artifact_uri = run.info.artifact_uri
-        self.watchdog = Watchdog(self.uri, self.id)
+        tags = resolve_tags(self.tags)
+        with signals.held():  # no run without its watchdog
+            run = self.client.create_run(self.experiment, tags=tags, run_name=self.name)
+            self.id = run.info.run_id
+            self.artifact_uri = run.info.artifact_uri
+            self.watchdog = Watchdog(self.uri, self.id)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End the run."""
+        told = False
         try:
             if error is None:
+                try:
+                    signals.check()
+                except BaseException as swallowed:
+                    told = self._fail(swallowed)
+                    raise
                 self.client.set_terminated(self.id, "FINISHED")
+                told = True
             else:
-                self._fail(error)
+                told = self._fail(error)
         finally:
-            self.watchdog.stop()
+            # A second Ctrl-C may come while the run is being marked, and a full disk may refuse the mark.
+            if told:
+                self.watchdog.stop()
+            else:
+                self.watchdog.leave()
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log parameters, in batches."""
@@ -81,6 +96,7 @@ class Run:
 
         from mlflow.entities import Metric
 
+        signals.check()
         now = int(time.time() * 1000)
         self.client.log_batch(self.id, metrics=[Metric(key, float(value), now, 0) for key, value in metrics.items()])
 
@@ -96,7 +112,7 @@ class Run:
         Raises:
             TrackerError: they cannot be stored.
         """
-        self.uploaded.append(name)
+        signals.check()
         try:
             self.client.log_artifacts(self.id, str(folder), name)
         except Exception as error:  # every artifact store has its own exceptions
@@ -125,24 +141,31 @@ class Run:
         """The stored artifacts below ``name`` as a local folder: where they are, or downloaded."""
         return Path(self.client.download_artifacts(self.id, name))
 
-    def _fail(self, error: BaseException) -> None:
+    def _fail(self, error: BaseException) -> bool:
+        """Mark the run; whether the store took it."""
         reason = str(error) if isinstance(error, TrackerError) else f"{type(error).__name__}: {error}"
         try:
-            self._discard()
-            self.client.set_tag(self.id, "tracker.error", reason[:4000])
+            discard(self.client, self.client.get_run(self.id))
+            self.client.set_tag(self.id, "tracker.error", without_password(reason, self.uri)[:4000])
             self.client.set_terminated(self.id, "FAILED")
         except Exception as second:  # the store itself may be what failed; the first error is the one to tell
-            print(f"the run {self.id} could not be marked as failed: {second}", file=sys.stderr)
+            log.debug("the run %s could not be marked as failed: %s", self.id, second)
+            return False
+        return True
 
-    def _discard(self) -> None:
-        """Take back artifacts of a run that failed, so that none looks finished."""
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-        for name in self.uploaded:
-            try:
-                get_artifact_repository(self.artifact_uri).delete_artifacts(name)
-            except Exception as error:  # not every store can delete
-                log.debug("artifacts %s/ of the failed run remain: %s", name, error)
+def discard(client: MlflowClient, run: MlflowRun) -> None:
+    """Take back what would make a run that failed look finished: its artifacts but the configuration, and two tags."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    for name in RESULTS:
+        try:
+            get_artifact_repository(run.info.artifact_uri).delete_artifacts(name)
+        except Exception as error:  # nothing of that name, or a store that cannot delete
+            log.debug("artifacts %s of the failed run remain: %s", name, error)
+    for tag in ("tracker.bitstream.sha256", "tracker.transparent"):
+        if tag in run.data.tags:
+            client.delete_tag(run.info.run_id, tag)
 
 
 def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

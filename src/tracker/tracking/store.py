@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,14 @@ def prepare(uri: str) -> None:
             stderr=subprocess.DEVNULL,
         )
     )
+
+
+def abandon() -> None:
+    """End what `prepare` began and nobody waits for any more: a store must not appear after the command has ended."""
+    while preparing:
+        process = preparing.pop()
+        process.terminate()
+        process.wait()
 
 
 def connect(uri: str) -> MlflowClient:
@@ -176,4 +185,5 @@ def _check_folder(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # by an exception, so that nothing is left behind
     connect(tracking_uri())

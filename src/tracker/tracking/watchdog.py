@@ -31,7 +31,7 @@ class Watchdog:
         )
 
     def stop(self) -> None:
-        """The run has ended by itself."""
+        """The run has ended, and the store knows."""
         if self.process is None or self.process.stdin is None:
             return
         try:
@@ -41,14 +41,24 @@ class Watchdog:
             pass  # the shell is gone already
         self.process.wait()
 
+    def leave(self) -> None:
+        """The run has ended, and the store could not be told: the watchdog tries once more, by itself."""
+        if self.process is not None and self.process.stdin is not None:
+            self.process.stdin.close()
+
 
 def mark_failed(uri: str, run_id: str) -> None:
     """Mark a run FAILED if it still looks as if it were running."""
     from mlflow import MlflowClient
 
+    from tracker.tracking.run import discard
+
     client = MlflowClient(uri)
-    if client.get_run(run_id).info.status == "RUNNING":
-        client.set_tag(run_id, "tracker.error", "killed: the process ended without a word")
+    run = client.get_run(run_id)
+    if run.info.status == "RUNNING":
+        discard(client, run)
+        if "tracker.error" not in run.data.tags:
+            client.set_tag(run_id, "tracker.error", "killed: the process ended without a word")
         client.set_terminated(run_id, "FAILED")
 
 
