@@ -1,0 +1,164 @@
+"""The main job as a user runs it: what it prints, what it logs, and that the stored bytes are what was evaluated."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import Completed, runs
+from mlflow import MlflowClient
+from safetensors.torch import load_file
+
+from tracker.anchors.digits import Digits
+from tracker.data.digits import Digits as DigitsData
+
+METRICS = {
+    *("size/anchor_bytes", "size/bitstream_bytes", "size/rate_percent", "size/bits_per_parameter"),
+    *("performance/anchor", "performance/decoded", "performance/drop", "performance/transparent"),
+    *("top1/anchor", "top1/decoded", "top5/anchor", "top5/decoded"),
+    *("time/encode_s", "time/decode_s", "time/evaluate_s", "time/total_s", "memory/peak_mib"),
+}
+
+
+def command(folder: Path, *words: str, module: str = "tracker") -> Completed:
+    return subprocess.run(
+        [sys.executable, "-m", module, *words], cwd=folder, capture_output=True, text=True, check=False, env=os.environ
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    """A tracking folder after one multirun: nnc at a step size that costs accuracy, and zstd."""
+    path = tmp_path_factory.mktemp("main")
+    done = command(path, "-m", "+codec=nnc,zstd", "task.split=search")
+    assert done.returncode == 0, done.stderr
+    done = command(path, "+codec=nnc", "codec.nnc.qp=-8", "transparency.confidence=0.9")
+    assert done.returncode == 0, done.stderr
+    (path / "stdout").write_text(done.stdout)
+    return path
+
+
+def artifacts(folder: Path, run) -> Path:
+    return folder / "mlruns" / "artifacts" / run.info.run_id / "artifacts"
+
+
+def test_help_names_the_choices_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, tracker.__main__ as main; sys.argv = ['tracker', '--help']; main.main();"
+        "heavy = {'torch', 'mlflow', 'nncodec', 'numpy', 'pandas', 'sklearn', 'torchvision', 'matplotlib'};"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == "[]"
+    for word in ("resnet20_cifar10", "torchvision", "super_resolution", "external", "tolerance: 0.005"):
+        assert word in done.stdout
+
+
+def test_every_name_of_the_contract_is_logged(folder: Path) -> None:
+    nnc, zstd, coarse = runs(folder, "compression")
+    for run in (nnc, zstd, coarse):
+        assert run.info.status == "FINISHED"
+        assert run.data.metrics.keys() >= METRICS
+        assert run.data.tags["tracker.transparent"] in ("true", "false")
+        (data,) = [item.dataset for item in run.inputs.dataset_inputs]
+        split = run.data.params["task.split"]
+        assert data.name == f"digits/{split}"
+        assert data.digest == DigitsData().digest(split)[:36]
+        for name in ("bitstream/manifest.json", "config/config.yaml", "config/overrides.yaml", "tensors.json"):
+            assert (artifacts(folder, run) / name).is_file()
+        assert list((artifacts(folder, run) / "plots").glob("*.png"))
+    assert [run.data.tags["tracker.codec"] for run in (nnc, zstd, coarse)] == ["nnc", "zstd", "nnc"]
+    assert coarse.data.params["codec.nnc.qp"] == "-8"
+    assert coarse.info.run_name == "nnc qp=-8"
+    config = yaml.safe_load((artifacts(folder, coarse) / "config" / "config.yaml").read_text())
+    assert config["codec"]["nnc"]["qp"] == -8
+    assert "codec.nnc.qp=-8" in yaml.safe_load((artifacts(folder, coarse) / "config" / "overrides.yaml").read_text())
+    assert MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db").get_experiment_by_name("digits") is not None
+
+
+def test_the_anchor_is_logged_once_for_each_task(folder: Path) -> None:
+    search, report = runs(folder, "anchor")
+    nnc, zstd, coarse = runs(folder, "compression")
+    assert nnc.data.tags["tracker.anchor.run_id"] == zstd.data.tags["tracker.anchor.run_id"] == search.info.run_id
+    assert coarse.data.tags["tracker.anchor.run_id"] == report.info.run_id
+    assert search.data.tags["tracker.anchor.sha256"] == report.data.tags["tracker.anchor.sha256"]
+    stored = load_file(artifacts(folder, search) / "anchor" / "model.safetensors")
+    weights = Digits(name="digits").weights()
+    assert stored.keys() == weights.keys()
+    assert all(torch.equal(stored[name], weights[name]) for name in stored)
+
+
+def test_sizes_are_those_of_the_files(folder: Path) -> None:
+    for run in runs(folder, "compression"):
+        size = sum(path.stat().st_size for path in (artifacts(folder, run) / "bitstream").iterdir())
+        floats = [t for t in Digits(name="digits").weights().values() if t.is_floating_point()]
+        anchor = 4 * sum(t.numel() for t in floats)
+        metrics = run.data.metrics
+        assert metrics["size/bitstream_bytes"] == size
+        assert metrics["size/anchor_bytes"] == anchor
+        assert metrics["size/rate_percent"] == pytest.approx(100 * size / anchor)
+        assert metrics["size/bits_per_parameter"] == pytest.approx(32 * size / anchor)
+
+
+def test_lossless_is_transparent_and_coarse_is_not(folder: Path) -> None:
+    _, zstd, coarse = runs(folder, "compression")
+    assert zstd.data.metrics["performance/drop"] == 0
+    assert zstd.data.tags["tracker.transparent"] == "true"
+    assert coarse.data.metrics["performance/drop"] > 0.005
+    assert coarse.data.metrics["performance/drop_high"] > coarse.data.metrics["performance/drop"]
+    assert coarse.data.tags["tracker.transparent"] == "false"
+    assert "NOT transparent" in (folder / "stdout").read_text()
+
+
+def test_the_bitstream_alone_decodes_to_what_was_evaluated(folder: Path, tmp_path: Path) -> None:
+    *_, coarse = runs(folder, "compression")
+    shutil.copytree(artifacts(folder, coarse) / "bitstream", tmp_path / "received")
+    done = command(tmp_path, "received", "out.safetensors", module="tracker.decode")
+    assert done.returncode == 0, done.stderr
+    tensors = load_file(tmp_path / "out.safetensors")
+    model = Digits(name="digits").build()
+    model.load_state_dict(tensors)
+    images, classes = DigitsData().arrays("report")
+    with torch.inference_mode():
+        top1 = float((model.eval()(images).argmax(1) == classes).double().mean())
+    assert top1 == pytest.approx(coarse.data.metrics["top1/decoded"], abs=1e-6)
+    other = command(tmp_path, "received", "out2.safetensors", "--sha256", "0" * 64, module="tracker.decode")
+    assert other.returncode == 1
+    assert not (tmp_path / "out2.safetensors").exists()
+
+
+def test_the_table_of_tensors_adds_up(folder: Path) -> None:
+    nnc, *_ = runs(folder, "compression")
+    content = json.loads((artifacts(folder, nnc) / "tensors.json").read_text())
+    rows = [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
+    assert [*rows[0]] == ["tensor", "shape", "stage", "step size", "bytes", "mean squared error"]
+    weights = Digits(name="digits").weights()
+    assert {row["tensor"] for row in rows} == set(weights)
+    (first,) = [row for row in rows if row["tensor"] == "0.weight"]
+    assert first["shape"] == "32x1x3x3"
+    assert first["step size"] == 2**-8  # qp -32, density 2
+    assert 0 < first["mean squared error"] < first["step size"] ** 2
+    coded = (artifacts(folder, nnc) / "bitstream" / "model.nnc").stat().st_size
+    assert coded - 60 < sum(row["bytes"] or 0 for row in rows) < coded
+
+
+def test_a_second_run_from_the_logged_configuration_gives_the_same_bytes(folder: Path) -> None:
+    *_, coarse = runs(folder, "compression")
+    words = yaml.safe_load((artifacts(folder, coarse) / "config" / "overrides.yaml").read_text())
+    done = command(folder, *words, "tracking.experiment=again")
+    assert done.returncode == 0, done.stderr
+    *_, again = runs(folder, "compression")
+    assert again.data.tags["tracker.bitstream.sha256"] == coarse.data.tags["tracker.bitstream.sha256"]
+    assert again.data.metrics["performance/decoded"] == coarse.data.metrics["performance/decoded"]
+    client = MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
+    client.delete_run(again.info.run_id)  # the other tests count runs
+    for run in runs(folder, "anchor"):
+        if client.get_experiment(run.info.experiment_id).name == "again":
+            client.delete_run(run.info.run_id)
