@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -186,14 +187,14 @@ LIMITED = """
 import resource, runpy, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 import tracker.codecs.packed as packed, tracker.tracking.run as run
-log_folder = run.Run.log_folder
+log_folder, before = run.Run.log_folder, resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 def limited(self, folder, name):
     if name == "bitstream":
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before))
     try:
         log_folder(self, folder, name)
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, before))
 run.Run.log_folder = limited
 sys.argv[:1] = ["tracker"]
 from tracker import __main__ as command
@@ -252,6 +253,18 @@ def test_full_disk_elsewhere(
     assert "Traceback" not in ended.stdout + ended.stderr
     if where != "mlruns":
         assert not [run for run in runs(tmp_path, "compression") if run.info.status != "FAILED"]
+
+
+def test_full_disk_for_the_database(
+    small_disk: Callable[[Path, str], None], tracker: Callable, tmp_path: Path, made_store: Path
+) -> None:
+    small_disk(tmp_path / "mlruns", "960k")
+    shutil.copy(made_store, tmp_path / "mlruns" / "mlflow.db")  # 932 KiB
+    ended = tracker("+codec=zstd")
+    assert ended.returncode == 1
+    assert_one_line(ended.stderr)
+    assert "disk is full" in ended.stderr and "unexpected" not in ended.stderr
+    assert "Traceback" not in ended.stdout + ended.stderr
 
 
 def test_bitstream_that_cannot_be_written_whole(ready: Path) -> None:

@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from tracker import signals
 from tracker.errors import TrackerError
@@ -72,7 +72,9 @@ def _message_of(error: BaseException) -> str:
         return str(error)
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} is missing; set it on the command line, as {error.full_key}=VALUE"
-    if isinstance(error, ConfigCompositionException) and isinstance(error.__cause__, ConfigKeyError):
+    if isinstance(error, ConfigCompositionException) and isinstance(
+        error.__cause__, ConfigKeyError | ConfigAttributeError
+    ):
         # Hydra's own advice, to append with a plus sign, would only be refused one step later.
         return (
             f"{error.__cause__.full_key} is not an option here; look at `python -m tracker --cfg job` for those that "

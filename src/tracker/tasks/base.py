@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tracker.component import Component
 
@@ -44,9 +44,17 @@ class Task(Component):
 
     name: str
     split: Literal["report", "search", "all"] = "report"
-    tolerance: float = Field(ge=0, description="the largest drop that counts as transparent, in the metric's unit")
+    tolerance: float = Field(description="the largest drop that counts as transparent, in the metric's unit")
     batch_size: int = Field(default=128, ge=1)
     workers: int = Field(default=0, ge=0, description="processes that decode samples")
+
+    @field_validator("tolerance")
+    @classmethod
+    def _not_negative(cls, value: float) -> float:
+        # A validator, because the limits of a Field end where a task sets a default of its own.
+        if not value >= 0:
+            raise ValueError("the tolerance must be 0 or more")
+        return value
 
     @property
     @abstractmethod

@@ -116,8 +116,9 @@ def read_scores(client: MlflowClient, run_id: str) -> Any:
     """The scores of an anchor's samples, shape (N, K); None where its task has none."""
     from safetensors.numpy import load
 
-    path = Path(client.download_artifacts(run_id, f"scores/{SCORES}"))
-    return load(path.read_bytes()).get("scores")
+    with tempfile.TemporaryDirectory() as folder:  # without one MLflow makes its own, and leaves it there
+        path = Path(client.download_artifacts(run_id, f"scores/{SCORES}", folder))
+        return load(path.read_bytes()).get("scores")
 
 
 def log_anchor(run: Run, tensors: Mapping[str, Tensor], evaluation: Evaluation, folder: Path) -> None:

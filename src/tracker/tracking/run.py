@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -46,6 +47,7 @@ class Run:
         self.client, self.uri, self.experiment, self.name = client, uri, experiment, name
         self.tags = {"tracker.kind": kind, **tags}
         self.id = ""
+        self.fetched: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> Run:
         """Create the run."""
@@ -81,6 +83,8 @@ class Run:
                 self.watchdog.stop()
             else:
                 self.watchdog.leave()
+            if self.fetched is not None:
+                self.fetched.cleanup()
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log parameters, in batches."""
@@ -138,8 +142,10 @@ class Run:
         self.client.log_inputs(self.id, [entity])
 
     def stored(self, name: str) -> Path:
-        """The stored artifacts below ``name`` as a local folder: where they are, or downloaded."""
-        return Path(self.client.download_artifacts(self.id, name))
+        """The stored artifacts below ``name``, fetched into a local folder that goes when the run ends."""
+        if self.fetched is None:  # without a folder of ours MLflow makes its own, and leaves it there
+            self.fetched = tempfile.TemporaryDirectory(prefix="tracker-")
+        return Path(self.client.download_artifacts(self.id, name, self.fetched.name))
 
     def _fail(self, error: BaseException) -> bool:
         """Mark the run; whether the store took it."""

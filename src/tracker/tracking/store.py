@@ -93,6 +93,8 @@ def connect(uri: str) -> MlflowClient:
     if file is not None:
         _check_folder(file.parent)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # MLflow would print a server's URL with its password; the summary tells where to look.
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     # An anchor's URI (runs:/, models:/) and artifact stores resolve against the same store as the client.
     os.environ["MLFLOW_TRACKING_URI"] = uri
     import mlflow
@@ -100,6 +102,7 @@ def connect(uri: str) -> MlflowClient:
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # what it tells is raised as well
     try:
         mlflow.set_tracking_uri(uri)
         if file is None:
