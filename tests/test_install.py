@@ -9,7 +9,6 @@ import venv
 from pathlib import Path
 
 import pytest
-
 from conftest import runs
 
 ROOT = Path(__file__).parents[1]
