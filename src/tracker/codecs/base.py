@@ -57,6 +57,9 @@ class Stage(Component):
             TrackerError: a package or a command that the stage needs is not installed.
         """
 
+    def prepare(self) -> None:
+        """Import what takes seconds to import, so that it does not count as time of encoding or decoding."""
+
 
 class Transform(Stage):
     """A stage on the sender's side that changes the model."""

@@ -111,6 +111,10 @@ class Nnc(Coder):
         """The qp of tensors other than weights."""
         return self.qp - 2 ** (self.qp_density + 1) if self.nonweight_qp is None else self.nonweight_qp
 
+    def prepare(self) -> None:
+        """Import nncodec, which brings torchvision and scikit-learn."""
+        import nncodec.nnc  # noqa: F401
+
     def encode(
         self, tensors: Mapping[str, Tensor], folder: Path, model: torch.nn.Module, context: Context
     ) -> list[TensorRecord]:

@@ -98,6 +98,8 @@ class Compression:
         tags = {"tracker.codec": codec.name, "tracker.anchor.run_id": anchor.run_id}
         try:
             with self._start("compression", summary.run_name(job), tags) as run:
+                for stage in (*codec.transforms.values(), codec.coder):
+                    stage.prepare()
                 with self.watch("encode"):
                     sha256, records = self._encode(codec, scratch)
                 size = bitstream_bytes(scratch)

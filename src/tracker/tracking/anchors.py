@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tracker.cache import cache_folder
 from tracker.tasks.base import Evaluation, Task
 from tracker.tracking.run import Run
 
@@ -116,7 +117,9 @@ def read_scores(client: MlflowClient, run_id: str) -> Any:
     """The scores of an anchor's samples, shape (N, K); None where its task has none."""
     from safetensors.numpy import load
 
-    with tempfile.TemporaryDirectory() as folder:  # without one MLflow makes its own, and leaves it there
+    with tempfile.TemporaryDirectory(
+        dir=cache_folder()
+    ) as folder:  # without one MLflow makes its own, and leaves it there
         path = Path(client.download_artifacts(run_id, f"scores/{SCORES}", folder))
         return load(path.read_bytes()).get("scores")
 

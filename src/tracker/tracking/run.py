@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from tracker import signals
+from tracker.cache import cache_folder
 from tracker.errors import TrackerError
 from tracker.tracking.store import without_password
 from tracker.tracking.watchdog import Watchdog
@@ -144,7 +145,7 @@ class Run:
     def stored(self, name: str) -> Path:
         """The stored artifacts below ``name``, fetched into a local folder that goes when the run ends."""
         if self.fetched is None:  # without a folder of ours MLflow makes its own, and leaves it there
-            self.fetched = tempfile.TemporaryDirectory(prefix="tracker-")
+            self.fetched = tempfile.TemporaryDirectory(prefix="fetched-", dir=cache_folder())
         return Path(self.client.download_artifacts(self.id, name, self.fetched.name))
 
     def _fail(self, error: BaseException) -> bool:
