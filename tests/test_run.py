@@ -162,3 +162,37 @@ def test_a_second_run_from_the_logged_configuration_gives_the_same_bytes(folder:
     for run in runs(folder, "anchor"):
         if client.get_experiment(run.info.experiment_id).name == "again":
             client.delete_run(run.info.run_id)
+
+
+ZERO = """
+import torch
+from tracker.codecs import Transform
+
+class Zero(Transform):
+    layer: str
+    def apply(self, model, context):
+        inputs = next(iter(context.calibration()))
+        assert inputs.shape[1:] == (1, 8, 8)
+        with torch.no_grad():
+            model.get_parameter(self.layer).zero_()
+        return model
+"""
+
+
+def test_a_chain_with_a_transform_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(ZERO)
+    (tmp_path / "conf" / "codec").mkdir(parents=True)
+    (tmp_path / "conf" / "codec" / "zero.yaml").write_text(
+        "# @package codec.zero\n_target_: mine.Zero\nlayer: 0.weight\n"
+    )
+    done = command(tmp_path, "--config-dir", "conf", "+codec=[zero,zstd]")
+    assert done.returncode == 0, done.stderr
+    (run,) = runs(tmp_path, "compression")
+    assert run.data.tags["tracker.codec"] == "zero>zstd"
+    content = json.loads((artifacts(tmp_path, run) / "tensors.json").read_text())
+    errors = {row[0]: row[-1] for row in content["data"]}
+    # The transform works in place, but errors and performance are against the anchor as it was.
+    weight = Digits(name="digits").weights()["0.weight"]
+    assert errors["0.weight"] == pytest.approx(float(weight.double().square().mean()))
+    assert errors["3.weight"] == 0
+    assert run.data.metrics["performance/drop"] > 0.1

@@ -1,12 +1,18 @@
-"""The C library's allocator, told to keep what it will need again."""
+"""How much memory there is, and the C library's allocator, told to keep what it will need again."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import sys
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+
+
+def physical_bytes() -> int:
+    """This machine's memory; what a stream claims beyond it is a lie or cannot be helped."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 1 << 36
 
 
 @functools.cache

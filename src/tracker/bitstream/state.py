@@ -13,6 +13,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from tracker.errors import TrackerError
+from tracker.memory import physical_bytes
 
 SIDE = "side.zst"
 CODED_DTYPES = {
@@ -22,7 +23,6 @@ CODED_DTYPES = {
     torch.float64: "float64",
 }
 BY_NAME = {name: dtype for dtype, name in CODED_DTYPES.items()}
-LARGEST_SIDE = 1 << 32
 
 
 def aliases(tensors: Mapping[str, Tensor]) -> dict[str, str]:
@@ -120,14 +120,14 @@ def read_side(folder: Path) -> tuple[dict[str, Tensor], dict[str, str], dict[str
 
 
 def unpack(path: Path) -> bytes:
-    """The content of a zstd file, no larger than it says itself and than 4 GiB.
+    """The content of a zstd file, no larger than it says itself and than this machine's memory.
 
     Raises:
         zstandard.ZstdError: it is damaged or too large.
     """
     packed = path.read_bytes()
     size = zstandard.frame_content_size(packed)
-    if not 0 <= size <= LARGEST_SIDE:
+    if not 0 <= size <= physical_bytes():
         raise zstandard.ZstdError(f"content of {size} bytes")
     return zstandard.ZstdDecompressor().decompress(packed, max_output_size=size)
 

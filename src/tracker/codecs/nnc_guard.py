@@ -7,11 +7,11 @@ code can catch; with huge ones it takes all memory.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from typing import Any
 
 from tracker.errors import TrackerError
+from tracker.memory import physical_bytes
 
 
 @contextlib.contextmanager
@@ -24,7 +24,7 @@ def checked_shapes() -> Iterator[None]:
     from nncodec.nnc_core import coder
 
     original = coder.baseline.decode
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 1 << 36
+    memory = physical_bytes()
     claimed = 0
 
     def decode(decoder: Any, approx_data: Any, approx_param_base: Any, param: Any, *rest: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import shutil
 import tempfile
@@ -128,6 +129,8 @@ class Compression:
         job = self.job
         context = Context(job.anchor.predict, self._calibration, job.settings.seed, self.device)
         model = self.model.cpu()
+        if codec.transforms:  # they may change it in place, and the anchor is still needed as it was
+            model = copy.deepcopy(model)
         for stage in codec.transforms.values():
             model = stage.apply(model, context)
         tensors = models.state_tensors(model, self.given)
