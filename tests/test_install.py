@@ -48,6 +48,6 @@ def test_wheel_works_in_an_empty_environment(tmp_path: Path) -> None:
     assert (folder / "out.safetensors").stat().st_size > 200_000
 
     # The extras are not there: one line says what to install.
-    missing = command([python, "-m", "tracker", "anchor=timm", "anchor.model=resnet18"], folder)
+    missing = command([python, "-m", "tracker", "anchor=timm", "data=digits", "anchor.model=resnet18"], folder)
     assert missing.returncode == 1
     assert missing.stderr.count("\n") == 1 and "tracker[timm]" in missing.stderr, missing.stderr

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import tarfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,8 +47,11 @@ def cached_tensors(key: str, make: Callable[[], Mapping[str, torch.Tensor]]) -> 
                 path.unlink()
         tensors = make()
         partial = path.with_suffix(f".{os.getpid()}.partial")
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
-        partial.replace(path)
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
         return tensors
 
 
@@ -72,8 +77,10 @@ def extracted(archive: Path) -> Path:
         try:
             with tarfile.open(archive) as tar:
                 tar.extractall(partial, filter="data")
+                while tar.fileobj is not None and tar.fileobj.read(1 << 20):
+                    pass  # to the end, where the compressed stream has its checksum
             partial.replace(folder)
-        except (tarfile.TarError, EOFError, OSError) as error:
+        except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError) as error:
             raise TrackerError(f"{archive} cannot be extracted ({error}); get it again") from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)

@@ -6,8 +6,11 @@ value out of range is refused, in one line, before any work starts.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
-from collections.abc import Mapping
+import inspect
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -44,7 +47,7 @@ def locate(path: str, where: str) -> Any:
                     f"{where}={path} needs the package {error.name!r}, which is not installed; install it and run again"
                 ) from error
             continue
-        except Exception as error:  # the module is there, and fails: a user's own, mostly
+        except (Exception, SystemExit) as error:  # the module is there, and fails: a user's own, mostly
             raise TrackerError(
                 f"{where}={path}: importing {module_name} fails: {type(error).__name__}: {error}"
             ) from error
@@ -84,6 +87,26 @@ def build(node: Mapping[str, Any], where: str, base: type[T]) -> T:
     if not isinstance(made, base):
         raise TrackerError(f"{where}._target_={node['_target_']} is not a {base.__module__}.{base.__name__}")
     return made
+
+
+def code_digest(*nodes: Any) -> str:
+    """SHA-256 (hex) over the source files of the user's own code that config nodes name by ``_target_``."""
+    digest = hashlib.sha256()
+    for target in sorted({target for node in nodes for target in _targets(node)}):
+        if target.startswith("tracker."):
+            continue
+        module = inspect.getmodule(locate(target, "_target_"))
+        file = getattr(module, "__file__", None)
+        digest.update(Path(file).read_bytes() if file else target.encode())
+    return digest.hexdigest()
+
+
+def _targets(node: Any) -> Iterator[str]:
+    if isinstance(node, Mapping):
+        if isinstance(node.get("_target_"), str):
+            yield node["_target_"]
+        for value in node.values():
+            yield from _targets(value)
 
 
 def call(node: Mapping[str, Any], where: str, *args: Any) -> Any:

@@ -46,21 +46,35 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         if self.kept is not None:
-            yield from self.kept
+            yield from (cloned(batch) for batch in self.kept)
             return
+        kept: list[Any] | None = []
+        size = 0
+        for inputs, targets in self._loaded():
+            size += tensor_bytes(inputs) + tensor_bytes(targets)
+            if kept is not None:
+                # Copies: a model or a metric may write into what it is given.
+                kept = [*kept, cloned((inputs, targets))] if size <= KEPT_BYTES else None
+            yield inputs, targets
+        self.kept = kept
+
+    def _loaded(self) -> Iterator[tuple[Any, Any]]:
+        """Batches from PyTorch's loader, whose errors are told in one line."""
         from torch.utils.data import DataLoader
 
         # The loader asks for len() in samples, and this object's is in batches.
         samples: Any = _Indexed(self)
         loader: Any = DataLoader(samples, batch_size=self.task.batch_size, num_workers=self.task.workers)
-        kept: list[Any] | None = []
-        size = 0
-        for inputs, targets in loader:
-            size += tensor_bytes(inputs) + tensor_bytes(targets)
-            if kept is not None:
-                kept = [*kept, (inputs, targets)] if size <= KEPT_BYTES else None
-            yield inputs, targets
-        self.kept = kept
+        try:
+            yield from loader
+        except TrackerError as error:
+            # A loader's worker sends its whole traceback as the message, our own line at its end.
+            raise TrackerError(str(error).rsplit("tracker.errors.TrackerError: ", 1)[-1]) from error
+        except (RuntimeError, TypeError) as error:
+            raise TrackerError(
+                f"the samples cannot be stacked into batches ({' '.join(str(error).split())[-200:]}); images of "
+                "several sizes need task.batch_size=1, or an anchor whose preprocessing makes them equal"
+            ) from error
 
 
 class _Indexed:
@@ -120,6 +134,15 @@ def on_device(value: Any, device: str, dtype: torch.dtype | None) -> Any:
     if isinstance(value, tuple | list):
         return type(value)(on_device(item, device, dtype) for item in value)
     return value
+
+
+def cloned(value: Any) -> Any:
+    """Copies of the tensors in nested containers."""
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: cloned(item) for key, item in value.items()}
+    return type(value)(cloned(item) for item in value) if isinstance(value, tuple | list) else value
 
 
 def tensor_bytes(value: Any) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tracker.component import Component
@@ -52,6 +53,12 @@ class Anchor(Component):
     def preprocessing(self) -> str:
         """What `preprocess` does, in words; a part of the identity under which the anchor's performance is kept."""
         return type(self).__qualname__
+
+    def identity(self) -> dict[str, Any]:
+        """What else the measured performance may depend on: the class and its fields, but for
+        those that only say where things are."""
+        fields = {key: value for key, value in self if key not in ("name", "uri") and not isinstance(value, Path)}
+        return {"anchor": f"{type(self).__module__}.{type(self).__qualname__}", **fields}
 
     def predict(self, model: torch.nn.Module, inputs: Any) -> torch.Tensor:
         """The model's output for a batch.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Mapping
 from functools import cached_property
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from tracker.anchors.checkpoint import OwnModel
 from tracker.anchors.exported import read_program
 from tracker.anchors.zoo import environment, one_line
+from tracker.cache import cache_folder
 from tracker.errors import TrackerError
 
 
@@ -85,4 +85,4 @@ class MLflow(OwnModel):
     @cached_property
     def _scratch(self) -> tempfile.TemporaryDirectory[str]:
         """Removed when the process ends; every new model is read from it."""
-        return tempfile.TemporaryDirectory(prefix=f"tracker-mlflow-{os.getpid()}-")
+        return tempfile.TemporaryDirectory(prefix="mlflow-", dir=cache_folder())

@@ -73,6 +73,8 @@ def read_manifest(folder: Path) -> Manifest:
             raise TrackerError(f"{path} names {name[:80]!r}, which is not a plain file name: refused")
         if not _plain_file(folder / name):
             raise TrackerError(f"{folder / name[:80]} is missing, or not a plain file; get the bitstream again")
+    if strange := sorted({path.name for path in folder.iterdir()} - {*content["files"], MANIFEST}):
+        raise TrackerError(f"{folder} holds {strange[0]!r}, which is no part of the bitstream: take it away")
     digest = content.pop("sha256")
     if digest != _digest(folder, content):
         raise TrackerError(f"{folder}: the bitstream is damaged: its SHA-256 is not {digest}; get it again")

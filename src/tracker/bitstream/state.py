@@ -66,6 +66,9 @@ def coded_part(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for name, tensor in tensors.items()
         if name not in tied and tensor.dtype in CODED_DTYPES and tensor.ndim > 0 and tensor.numel() > 0
     }
+    for name, tensor in tensors.items():
+        if tensor.ndim == 0 and tensor.dtype in CODED_DTYPES and bool(tensor.isnan()):
+            raise TrackerError(f"the tensor {name} is NaN; mend the weights")
     for name, tensor in coded.items():
         # min and max carry NaN and infinities along, without a mask as large as the tensor.
         low, high = tensor.aminmax()

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tracker.component import Component
 
@@ -23,11 +23,13 @@ class TensorRecord:
         name: the tensor's name in the model.
         step_size: the quantisation step, where there is one for the whole tensor.
         bytes: its share of the bitstream, where the format lets it be told.
+        comparable: whether the decoded tensor means the same as the anchor's, so that its error can be told.
     """
 
     name: str
     step_size: float | None = None
     bytes: int | None = None
+    comparable: bool = True
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class Coder(Stage):
     values finite. `tracker.bitstream` keeps everything else (integers, scalars, tied names, dtypes) beside it, so that
     every coder restores every state dict.
     """
+
+    shows_progress: ClassVar[bool] = False  # whether `encode` has a progress bar of its own
 
     @abstractmethod
     def encode(

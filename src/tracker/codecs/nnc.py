@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -39,6 +39,8 @@ class Nnc(Coder):
     ``nonweight_qp`` that of all others:
     delta = (2^d + qp mod 2^d) * 2^(floor(qp / 2^d) - d), with d = ``qp_density``.
     """
+
+    shows_progress: ClassVar[bool] = True
 
     qp: int = Field(default=-32, description="quantisation parameter of weights, -2^(5+d) to 2^(5+d)-1")
     qp_density: int = Field(default=2, ge=0, le=4, description="d: 2^d steps of qp halve or double the step size")
@@ -144,14 +146,14 @@ class Nnc(Coder):
             options = self._options()
             if self.opt_qp:
                 options["qp_per_tensor"] = nnc_units.optimised_qp(arrays, options)
-            coded, sizes = nnc_units.encode_units(arrays, blocks, options)
+            coded, sizes, clipped = nnc_units.encode_units(arrays, blocks, options)
         except (Exception, SystemExit) as error:
             reason = f"{type(error).__name__}: {error}"
             raise TrackerError(f"nncodec cannot code this model with these options ({reason[:200]})") from error
         (folder / FILE).write_bytes(coded)
         if pairs:
             nnc_fold.write(pairs, folder)
-        return self._records(arrays, sizes, options["qp_per_tensor"] or {})
+        return self._records(arrays, sizes, {**(options["qp_per_tensor"] or {}), **clipped}, blocks)
 
     def decode(self, folder: Path) -> dict[str, Tensor]:
         """The tensors, float32, as NNCodec's own decoder gives them."""
@@ -206,15 +208,21 @@ class Nnc(Coder):
             raise TrackerError(f"the tensor {unescape(name)} has values beyond {largest:.2g}, the range of NNC")
 
     def _records(
-        self, arrays: Mapping[str, np.ndarray], sizes: Mapping[str, int], qps: Mapping[str, int]
+        self,
+        arrays: Mapping[str, np.ndarray],
+        sizes: Mapping[str, int],
+        qps: Mapping[str, int],
+        blocks: Mapping[str, Any] | None,
     ) -> list[TensorRecord]:
         """Step size and size of each tensor; a block's size is told with its weight."""
+        block_of = blocks["block_identifier"] if blocks else {}
         plain = self.bitdepth is None and self.approx_method == "uniform"
         records = []
         for name, array in arrays.items():
             qp = qps.get(name, self.qp if array.ndim > 1 else self.nonweight)
-            step = step_size(qp, self.qp_density) if plain else None
-            records.append(TensorRecord(unescape(name), step, sizes.get(name)))
+            folded = block_of.get(name) is not None
+            step = step_size(qp, self.qp_density) if plain and not (folded and array.ndim == 1) else None
+            records.append(TensorRecord(unescape(name), step, sizes.get(name), comparable=not folded))
         return records
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,13 @@ if TYPE_CHECKING:
     import numpy as np
 
 log = logging.getLogger(__name__)
+CLIPPED = re.compile(r"INFO: QP for (.*) has been clipped from -?\d+ to (-?\d+) ")
 NDU = 5  # nnr_unit_type of a compressed data unit
 
 
 def encode_units(
     arrays: Mapping[str, np.ndarray], blocks: Mapping[str, Any] | None, options: Mapping[str, Any]
-) -> tuple[bytes, dict[str, int]]:
+) -> tuple[bytes, dict[str, int], dict[str, int]]:
     """Code a model unit by unit.
 
     Args:
@@ -33,18 +35,21 @@ def encode_units(
         options: keyword arguments of ``nncodec.nnc.compress``.
 
     Returns:
-        The bitstream, equal to that of one call for all arrays, and bytes by name; a block's are under its weight.
+        The bitstream, equal to that of one call for all arrays; bytes by name, a block's under its weight; and the qps
+        that NNCodec raised to keep integers within 32 bits.
     """
     numbers = {name: number for number, name in enumerate(arrays)}
-    head, coded, sizes = b"", [], {}
+    head, coded = b"", []
+    sizes: dict[str, int] = {}
+    clipped: dict[str, int] = {}
     for name, members in tqdm(groups(arrays, blocks).items(), desc="encode", unit="tensor", disable=None, leave=False):
         own = {member: arrays[member] for member in members}
-        units = split(_compress(own, numbers, blocks if len(members) > 1 else None, options))
+        units = split(_compress(own, numbers, blocks if len(members) > 1 else None, options, clipped))
         head = head or b"".join(unit for kind, unit in units if kind != NDU)
         data = b"".join(unit for kind, unit in units if kind == NDU)
         coded.append(data)
         sizes[name] = len(data)
-    return head + b"".join(coded), sizes
+    return head + b"".join(coded), sizes, clipped
 
 
 def decode_units(bitstream: bytes) -> dict[str, np.ndarray]:
@@ -124,6 +129,7 @@ def _compress(
     numbers: Mapping[str, int],
     blocks: Mapping[str, Any] | None,
     options: Mapping[str, Any],
+    clipped: dict[str, int],
 ) -> bytes:
     from nncodec import nnc
     from nncodec.nnc_core.nnr_model import NNRModel
@@ -131,9 +137,9 @@ def _compress(
     model = NNRModel(own)
     model.model_info["parameter_index"].update({name: numbers[name] for name in own})
     block = blocks and {part: {name: table[name] for name in own} for part, table in blocks.items()}
-    with quiet():
+    with quiet() as printed:
         # bitstream_path=None, because nncodec otherwise writes into the current folder.
-        return bytes(
+        coded = bytes(
             nnc.compress(
                 own,
                 model=model,
@@ -145,15 +151,17 @@ def _compress(
                 **options,
             )
         )
+    clipped.update((name, int(qp)) for name, qp in CLIPPED.findall(printed.getvalue()))
+    return coded
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> Iterator[io.StringIO]:
     """What nncodec prints goes to the log: that it changed a qp to INFO, the rest to DEBUG."""
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
-            yield
+            yield printed
     finally:
         for line in printed.getvalue().splitlines():
             log.log(logging.INFO if "clipped" in line else logging.DEBUG, "nncodec: %s", line.strip())

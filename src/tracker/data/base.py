@@ -47,6 +47,11 @@ class Data(Component):
     def digest(self, split: Split) -> str:
         """SHA-256 (hex) that identifies the samples of a split."""
 
+    def identity(self) -> dict[str, Any]:
+        """What makes samples of the files, besides the files: the class and its fields that are no paths."""
+        fields = {key: value for key, value in self if key != "name" and not isinstance(value, Path)}
+        return {"data": f"{type(self).__module__}.{type(self).__qualname__}", **fields}
+
 
 class Decoded:
     """Samples that a function makes from items (paths, indices) when they are asked for."""

@@ -86,6 +86,12 @@ class ImageFolder(Data):
         )
         if test is None and self.test:
             raise TrackerError(f"data.test={self.test}: there is no folder {root / self.test}")
+        if test == root / self.train:
+            raise TrackerError(f"data.test={test.name} is data.train as well: figures need images of their own")
+        if test is None and (root / self.train).is_dir():
+            raise TrackerError(
+                f"data.root={root} has {self.train}/, but no val/ or test/: name the other one by data.test"
+            )
         if test is None:
             classes = class_folder(root)
             if split == "calibration":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import shutil
@@ -19,8 +20,9 @@ from tracker.cache import cache_folder
 from tracker.codecs.base import Context, TensorRecord
 from tracker.errors import TrackerError
 from tracker.evaluation import Batches, evaluate
-from tracker.scenarios.decision import Decision, decide
-from tracker.scenarios.job import Job, Stopwatch, peak_memory_mib
+from tracker.memory import peak_memory_mib, reset_peak
+from tracker.scenarios.decision import Decision, check_confidence, decide
+from tracker.scenarios.job import Job, Stopwatch
 from tracker.tracking import anchors, plots, store, summary
 from tracker.tracking.run import Run, flattened
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from tracker.tracking.anchors import LoggedAnchor
 
 log = logging.getLogger(__name__)
+CODEC_KEYS = ("codec", "transparency", "tracking")
 
 
 class Compression:
@@ -52,25 +55,28 @@ class Compression:
         self.tensors = models.state_tensors(self.model, self.given)
         coded_part(self.tensors)  # refuses NaN
         self.sha256 = anchors.weights_digest(self.tensors)
-        self.task_sha256 = anchors.task_digest(job.task, job.anchor.preprocessing(), self.data_sha256)
+        self.task_sha256 = anchors.task_digest(job, self.model, self.data_sha256, self.device)
         self.batches = Batches(samples, job.anchor, job.task)
         self.uri = store.tracking_uri()
         self.client: MlflowClient = store.connect(self.uri)
         name = job.settings.tracking.experiment or job.anchor.name
         self.experiment = store.experiment_id(self.client, self.uri, name)
         self.parameters = models.float_elements(self.tensors)
+        if job.codec is not None and not self.parameters:
+            raise TrackerError(
+                f"anchor={job.anchor.name} has no floating-point tensors, so there is nothing to compress"
+            )
         self.names = {"tracker.anchor.sha256": self.sha256, "tracker.task.sha256": self.task_sha256}
 
     def run(self) -> dict[str, Any]:
         """The whole run; what it found is also returned."""
-        with self.watch("total"):
-            anchor = anchors.logged_anchor(
-                self.client, self.experiment, self.sha256, self.task_sha256, self._log_anchor, cache_folder()
-            )
-            if self.job.codec is None:
-                summary.show_anchor(self.job, anchor, 4 * self.parameters, self.uri)
-                return {"run_id": anchor.run_id, **anchor.evaluation.metrics}
-            return self._compress(self.job.codec, anchor)
+        anchor = anchors.logged_anchor(
+            self.client, self.experiment, self.sha256, self.task_sha256, self._log_anchor, cache_folder()
+        )
+        if self.job.codec is None:
+            summary.show_anchor(self.job, anchor, 4 * self.parameters, self.uri)
+            return {"run_id": anchor.run_id, **anchor.evaluation.metrics}
+        return self._compress(self.job.codec, anchor)
 
     def _log_anchor(self) -> LoggedAnchor:
         """Evaluate the anchor and log it: a run of kind ``anchor``."""
@@ -95,6 +101,7 @@ class Compression:
 
     def _compress(self, codec: Codec, anchor: LoggedAnchor) -> dict[str, Any]:
         """The compressed model, from encoding to the figures: a run of kind ``compression``."""
+        check_confidence(self.job, anchor.evaluation)
         job, scratch = self.job, Path(tempfile.mkdtemp(prefix="bitstream-", dir=self.job.folder))
         tags = {"tracker.codec": codec.name, "tracker.anchor.run_id": anchor.run_id}
         try:
@@ -105,8 +112,9 @@ class Compression:
                     sha256, records = self._encode(codec, scratch)
                 size = bitstream_bytes(scratch)
                 run.log_folder(scratch, "bitstream")
+                stored = run.stored("bitstream")
                 with self.watch("decode"):
-                    decoded = decode_bitstream(run.stored("bitstream"), codec.coder.receiver(), sha256=sha256)
+                    decoded = decode_bitstream(stored, codec.coder.receiver(), sha256=sha256)
                 model = self._filled(decoded, "the decoded tensors")
                 with self.watch("evaluate"):
                     evaluation = evaluate(job.anchor, model, job.task, self.batches, self.device, codec.name)
@@ -133,8 +141,8 @@ class Compression:
             model = copy.deepcopy(model)
         for stage in codec.transforms.values():
             model = stage.apply(model, context)
-        tensors = models.state_tensors(model, self.given)
-        with summary.activity(f"encode {codec.name}"):
+        tensors = models.state_tensors(model, self.given) if codec.transforms else self.tensors
+        with contextlib.nullcontext() if codec.coder.shows_progress else summary.activity(f"encode {codec.name}"):
             manifest, records = encode_bitstream(codec, tensors, model, folder, context)
         return manifest.sha256, records
 
@@ -167,7 +175,7 @@ class Compression:
                     "stage": codec.coder_name if record else "side",
                     "step size": record.step_size if record else None,
                     "bytes": record.bytes if record else None,
-                    "mean squared error": errors.get(name),
+                    "mean squared error": errors.get(name) if record is None or record.comparable else None,
                 }
             )
         run.log_table(rows, "tensors.json")
@@ -212,11 +220,15 @@ class StartedRun(Run):
         super().__enter__()
         try:
             job = self.compression.job
-            self.log_params(flattened(job.config))
+            config, overrides = dict(job.config), job.overrides
+            if self.tags["tracker.kind"] == "anchor":  # the same for every codec that finds it again
+                config = {key: value for key, value in config.items() if key not in CODEC_KEYS}
+                overrides = [word for word in overrides if not word.lstrip("+~").startswith(CODEC_KEYS)]
+            self.log_params(flattened(config))
             self.log_data(job.data.name, self.compression.data_sha256, job.task.split, type(job.data).__qualname__)
             with tempfile.TemporaryDirectory(dir=job.folder) as folder:
-                OmegaConf.save(OmegaConf.create(dict(job.config)), Path(folder) / "config.yaml")
-                OmegaConf.save(OmegaConf.create(job.overrides), Path(folder) / "overrides.yaml")
+                OmegaConf.save(OmegaConf.create(config), Path(folder) / "config.yaml")
+                OmegaConf.save(OmegaConf.create(overrides), Path(folder) / "overrides.yaml")
                 self.log_folder(Path(folder), "config")
         except BaseException as error:
             self.__exit__(type(error), error, None)
@@ -226,9 +238,5 @@ class StartedRun(Run):
 
 def run(job: Job) -> dict[str, Any]:
     """The scenario's function, as conf/scenario names it."""
-    try:
-        return Compression(job).run()
-    except OSError as error:
-        if error.filename is None and error.errno is None:
-            raise
-        raise TrackerError(f"{error.strerror or error}: {error.filename or 'a file'}") from error
+    reset_peak()
+    return Compression(job).run()

@@ -30,24 +30,34 @@ class Decision:
     transparent: bool
 
 
+def check_confidence(job: Job, evaluation: Evaluation) -> None:
+    """Refuse to ask for confidence where there is nothing to draw from.
+
+    Raises:
+        TrackerError: the task gives no per-sample scores, or those of one sample only.
+    """
+    confidence = job.settings.transparency.confidence
+    if confidence is not None and (evaluation.scores is None or len(evaluation.scores) < 2):
+        raise TrackerError(
+            f"transparency.confidence={confidence} needs scores of at least two samples, and the task "
+            f"{job.task.name} gives none; leave it out, or return scores from task.function"
+        )
+
+
 def decide(job: Job, anchor: Evaluation, decoded: Evaluation) -> Decision:
     """Compare a decoded model's performance with its anchor's.
 
     Raises:
         TrackerError: confidence is asked for, but the task has no per-sample scores.
     """
+    check_confidence(job, decoded)
     task, wanted = job.task, job.settings.transparency
     confidence = wanted.confidence or SHOWN_CONFIDENCE
     drop = task.drop(anchor.metrics[task.primary], decoded.metrics[task.primary])
     interval = None
     if anchor.scores is not None and decoded.scores is not None and len(anchor.scores) == len(decoded.scores) > 1:
         interval = drop_interval(task, anchor.scores, decoded.scores, confidence, wanted.resamples, job.settings.seed)
-    if wanted.confidence is not None and interval is None:
-        raise TrackerError(
-            f"transparency.confidence={wanted.confidence} needs scores of at least two samples, and the task "
-            f"{task.name} gives none; leave it out, or return scores from task.function"
-        )
-    bound = interval[1] if wanted.confidence is not None and interval is not None else drop
+    bound = max(drop, interval[1]) if wanted.confidence is not None and interval is not None else drop
     # A NaN compares as false, so a model that gives NaN is never transparent. The allowance is for the rounding of
     # a difference such as 0.81 - 0.805, which is not exactly 0.005.
     return Decision(drop, interval, confidence, bool(bound <= task.tolerance + 1e-12))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -81,9 +79,3 @@ class Stopwatch:
 
     def __exit__(self, *_: object) -> None:
         self.seconds[self.part] = self.seconds.get(self.part, 0.0) + time.perf_counter() - self.began
-
-
-def peak_memory_mib() -> float:
-    """The largest resident set of this process so far, in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

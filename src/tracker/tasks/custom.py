@@ -55,4 +55,11 @@ class Custom(Task):
         if scores is None:
             return Evaluation(ordered, None)
         table = np.asarray(scores, dtype=np.float64)
-        return Evaluation(ordered, table.reshape(len(table), -1))
+        table = table.reshape(len(table), -1)
+        told, mean = ordered[self.metric], self.performance(table) if len(table) else float("nan")
+        if not np.isclose(told, mean, rtol=1e-4, atol=1e-6, equal_nan=True):
+            raise TrackerError(
+                f"task.function returns {self.metric}={told:.6g}, but its scores' mean is {mean:.6g}: the first column "
+                "of scores must have the metric as its mean"
+            )
+        return Evaluation(ordered, table)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,15 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tracker.cache import cache_folder
-from tracker.tasks.base import Evaluation, Task
+from tracker.component import code_digest
+from tracker.tasks.base import Evaluation
 from tracker.tracking.run import Run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from torch import Tensor
+    from torch import Tensor, nn
+
+    from tracker.scenarios.job import Job
 
 log = logging.getLogger(__name__)
 SCORES = "scores.safetensors"
+ADDRESS = re.compile(r"0x[0-9a-fA-F]+")  # of an object in memory, in its text form
 
 
 @dataclass(frozen=True)
@@ -50,10 +55,26 @@ def weights_digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def task_digest(task: Task, preprocessing: str, data_digest: str) -> str:
-    """SHA-256 (hex) over all that an anchor's performance depends on besides its weights."""
-    identity = {"task": task.identity(), "preprocessing": preprocessing, "data": data_digest}
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+def task_digest(job: Job, model: nn.Module, data_sha256: str, device: str) -> str:
+    """SHA-256 (hex) over all that an anchor's performance depends on besides its weights.
+
+    Args:
+        job: its task, data set and anchor, and the user's own code behind them.
+        model: the architecture, whose text form tells what weights do not (activations, strides).
+        data_sha256: of the split.
+        device: results on a CPU and on a GPU differ in the last digits.
+    """
+    settings = job.settings
+    identity = {
+        "task": job.task.identity(),
+        "data": {**job.data.identity(), "sha256": data_sha256},
+        "anchor": job.anchor.identity(),
+        "preprocessing": job.anchor.preprocessing(),
+        "architecture": ADDRESS.sub("", str(model)),
+        "code": code_digest(settings.anchor, settings.task, settings.data),
+        "device": device.split(":")[0],
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def logged_anchor(
@@ -76,14 +97,14 @@ def logged_anchor(
     """
     from filelock import FileLock
 
-    key = hashlib.sha256(f"{experiment}{sha256}{task_sha256}".encode()).hexdigest()[:24]
+    key = hashlib.sha256(f"{sha256}{task_sha256}".encode()).hexdigest()[:24]
     if found := find_anchor(client, experiment, sha256, task_sha256):
         return found
     with FileLock(lock_folder / f"anchor-{key}.lock"):
         if found := find_anchor(client, experiment, sha256, task_sha256):
             return found
         made = make()
-        # Another machine may have done the same meanwhile: the first one by start time stays, on every machine.
+        # Another machine may have done the same meanwhile; then the one that began first serves both.
         first = find_anchor(client, experiment, sha256, task_sha256)
         if first is not None and first.run_id != made.run_id:
             client.delete_run(made.run_id)
@@ -92,9 +113,17 @@ def logged_anchor(
 
 
 def find_anchor(client: MlflowClient, experiment: str, sha256: str, task_sha256: str) -> LoggedAnchor | None:
-    """The first finished run of this anchor and task whose scores can be read."""
+    """The first finished run of this anchor and task whose scores can be read, from this experiment or another."""
+    others = [found.experiment_id for found in client.search_experiments()]
+    for experiments in ([experiment], sorted(set(others) - {experiment})):
+        if experiments and (anchor := _first_anchor(client, experiments, sha256, task_sha256)):
+            return anchor
+    return None
+
+
+def _first_anchor(client: MlflowClient, experiments: list[str], sha256: str, task_sha256: str) -> LoggedAnchor | None:
     runs = client.search_runs(
-        [experiment],
+        experiments,
         f"tags.`tracker.kind` = 'anchor' AND tags.`tracker.anchor.sha256` = '{sha256}' "
         f"AND tags.`tracker.task.sha256` = '{task_sha256}' AND attributes.status = 'FINISHED'",
         order_by=["attributes.start_time ASC", "attributes.run_id ASC"],
@@ -117,9 +146,8 @@ def read_scores(client: MlflowClient, run_id: str) -> Any:
     """The scores of an anchor's samples, shape (N, K); None where its task has none."""
     from safetensors.numpy import load
 
-    with tempfile.TemporaryDirectory(
-        dir=cache_folder()
-    ) as folder:  # without one MLflow makes its own, and leaves it there
+    # Without a folder of ours MLflow makes its own, and leaves it there.
+    with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
         path = Path(client.download_artifacts(run_id, f"scores/{SCORES}", folder))
         return load(path.read_bytes()).get("scores")
 

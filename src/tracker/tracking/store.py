@@ -52,6 +52,8 @@ def prepare(uri: str) -> None:
     MLflow takes seconds to make its tables, and so does this process to import torch and nncodec: side by side they
     cost little. `connect` waits for it.
     """
+    if uri.startswith(("http://", "https://")):
+        _check_server(uri)
     file = database_file(uri)
     if file is None or file.exists() or preparing:
         return
