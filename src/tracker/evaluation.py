@@ -106,7 +106,9 @@ def evaluate(anchor: Anchor, model: nn.Module, task: Task, batches: Batches, dev
     """
     keep_freed_memory()
     model = model.to(device).eval()
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    # A model all in float16 or float64 wants its inputs so; one of mixed precision knows itself what to do.
+    dtype = dtypes.pop() if len(dtypes) == 1 else None
 
     def predict(inputs: Any) -> Tensor:
         try:

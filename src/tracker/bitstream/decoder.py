@@ -41,7 +41,9 @@ def decode_bitstream(
         raise
     except (Exception, SystemExit) as error:  # whatever a decoder makes of a stream that someone forged
         reason = f"{type(error).__name__}: {error}"
-        raise TrackerError(f"{folder} cannot be decoded ({reason[:200]}); get the bitstream again") from error
+        raise TrackerError(
+            f"{folder} cannot be decoded by {type(coder).__name__} ({reason[:200]}); get it again, or mend the coder"
+        ) from error
 
 
 def trusted_coder(manifest: Manifest, trusted: Collection[str] = ()) -> Coder:

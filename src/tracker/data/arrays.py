@@ -57,6 +57,9 @@ class Arrays(Data):
                 raise TrackerError(f"data.path={self.path}: {name} and its targets differ in number")
         if "inputs" in tensors and "targets" in tensors:
             return three_parts(tensors["inputs"], tensors["targets"], split, self.seed)
+        if ("inputs" in tensors) != ("targets" in tensors):
+            lacking = "targets" if "inputs" in tensors else "inputs"
+            raise TrackerError(f"data.path={self.path} has no tensor {lacking!r}; it holds {sorted(tensors)}")
         wanted = ("search", "report") if split == "all" else (split,)
         try:
             return (

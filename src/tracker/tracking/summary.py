@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from tracker.tracking.store import DEFAULT_URI, without_secrets
 
@@ -82,7 +85,7 @@ def show_compression(
         verdict,
         job.task.tolerance,
     )
-    log.info("bitstream %s/bitstream", without_secrets(run.artifact_uri).removeprefix("file://"))
+    log.info("bitstream %s", where(run.artifact_uri, "bitstream"))
     log.info("run %s · %s", run.id, ui_command(uri))
 
 
@@ -91,11 +94,18 @@ def metrics_text(metrics: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
 
 
+def where(artifact_uri: str, name: str) -> str:
+    """A local path that can be pasted into a shell, or an address in an artifact store."""
+    if artifact_uri.startswith("file://"):
+        return shlex.quote(f"{url2pathname(urlsplit(artifact_uri).path)}/{name}")
+    return f"{without_secrets(artifact_uri)}/{name}"
+
+
 def ui_command(uri: str) -> str:
     """How to look at the store."""
     if uri.startswith(("http://", "https://")):
         return f"open {without_secrets(uri)}"
-    return f"mlflow ui --backend-store-uri {uri if uri == DEFAULT_URI else without_secrets(uri)}"
+    return f"mlflow ui --backend-store-uri {shlex.quote(uri if uri == DEFAULT_URI else without_secrets(uri))}"
 
 
 @contextlib.contextmanager
