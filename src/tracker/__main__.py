@@ -78,7 +78,7 @@ def _message_of(error: BaseException) -> str:
         # Hydra's own advice, to append with a plus sign, would only be refused one step later.
         return (
             f"{error.__cause__.full_key} is not an option here; look at `python -m tracker --cfg job` for those that "
-            "are (a codec's are there with +codec=NAME; an option of your class that your config does not list: +KEY=VALUE)"
+            "are (a codec's are there with +codec=NAME; one that your class has and your config does not: +KEY=VALUE)"
         )
     if isinstance(error, HydraException | OmegaConfBaseException):
         cause = error.__cause__
