@@ -57,6 +57,10 @@ class Compression:
         self.sha256 = anchors.weights_digest(self.tensors)
         self.task_sha256 = anchors.task_digest(job, self.model, self.data_sha256, self.device)
         self.batches = Batches(samples, job.anchor, job.task)
+        # Imports that take seconds, here: another process may still be making the store, and they are in nobody's time.
+        job.task.prepare()
+        for stage in (*job.codec.transforms.values(), job.codec.coder) if job.codec else ():
+            stage.prepare()
         self.uri = store.tracking_uri()
         self.client: MlflowClient = store.connect(self.uri)
         name = job.settings.tracking.experiment or job.anchor.name
@@ -106,8 +110,6 @@ class Compression:
         tags = {"tracker.codec": codec.name, "tracker.anchor.run_id": anchor.run_id}
         try:
             with self._start("compression", summary.run_name(job), tags) as run:
-                for stage in (*codec.transforms.values(), codec.coder):
-                    stage.prepare()
                 with self.watch("encode"):
                     sha256, records = self._encode(codec, scratch)
                 size = bitstream_bytes(scratch)

@@ -75,6 +75,10 @@ class Task(Component):
             batches: (inputs, targets) on the model's device.
         """
 
+    def prepare(self) -> None:
+        """Import what takes seconds to import, so that it does not count as time of evaluation."""
+        import torchmetrics  # noqa: F401
+
     def performance(self, scores: np.ndarray) -> float:
         """The primary metric over some samples' scores.
 
