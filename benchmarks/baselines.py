@@ -9,9 +9,10 @@ Prints a Markdown table; the runs go to the tracking store as usual.
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from pathlib import Path
+
+from multirun import compression_runs
 
 # Rates in percent and drops (points of top-1, dB of PSNR) of nncodec called directly with use_dq and nonweight_qp=-75.
 REFERENCE = {
@@ -29,24 +30,9 @@ REFERENCE = {
 
 def measure(anchor: str, root: Path) -> dict[int, tuple[float, float]]:
     """One multirun over the reference's qps: rate in percent, and drop in points or dB."""
-    from mlflow import MlflowClient
-
-    from tracker.tracking.store import tracking_uri
-
     qps = ",".join(map(str, REFERENCE[anchor]))
-    experiment = f"baselines-{anchor}"
     words = [f"anchor={anchor}", "+codec=nnc", f"codec.nnc.qp={qps}", "task.split=all", f"data.root={root}"]
-    command = [sys.executable, "-m", "tracker", "-m", *words, f"tracking.experiment={experiment}"]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    client = MlflowClient(tracking_uri())
-    found = client.get_experiment_by_name(experiment)
-    assert found is not None
-    runs = client.search_runs(
-        [found.experiment_id],
-        "tags.`tracker.kind` = 'compression'",
-        order_by=["attributes.start_time DESC"],
-        max_results=len(REFERENCE[anchor]),
-    )
+    runs = compression_runs(f"baselines-{anchor}", len(REFERENCE[anchor]), words)
     scale = 1 if anchor == "vdsr_set5" else 100
     return {
         int(run.data.params["codec.nnc.qp"]): (

@@ -8,9 +8,9 @@ Without a data root only the offline anchor. The runs go to the tracking store a
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 from pathlib import Path
+
+from multirun import compression_runs
 
 CODECS = "nnc,int4,int8,fp16,bf16,zstd"
 ANCHORS = ["resnet20_cifar10", "resnet56_cifar10", "vdsr_set5"]
@@ -18,22 +18,8 @@ ANCHORS = ["resnet20_cifar10", "resnet56_cifar10", "vdsr_set5"]
 
 def rows(anchor: str, words: list[str]) -> list[str]:
     """One multirun; a Markdown row for each run, the smallest first."""
-    from mlflow import MlflowClient
-
-    from tracker.tracking.store import tracking_uri
-
-    experiment = f"codecs-{anchor}"
-    command = [sys.executable, "-m", "tracker", "-m", f"anchor={anchor}", f"+codec={CODECS}", *words]
-    subprocess.run([*command, f"tracking.experiment={experiment}"], check=True, stdout=subprocess.DEVNULL)
-    client = MlflowClient(tracking_uri())
-    found = client.get_experiment_by_name(experiment)
-    assert found is not None
-    runs = client.search_runs(
-        [found.experiment_id],
-        "tags.`tracker.kind` = 'compression'",
-        order_by=["attributes.start_time DESC"],
-        max_results=CODECS.count(",") + 1,
-    )
+    chosen = [f"anchor={anchor}", f"+codec={CODECS}", *words]
+    runs = compression_runs(f"codecs-{anchor}", CODECS.count(",") + 1, chosen)
     table = []
     for run in sorted(runs, key=lambda run: run.data.metrics["size/bitstream_bytes"]):
         value = run.data.metrics
