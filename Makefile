@@ -31,7 +31,7 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) install --quiet -c constraints.txt -e ".[dev,timm,transformers,joblib]"
+	$(PIP) install --quiet -c constraints.txt -e ".[dev,timm,transformers,aimet,tensorflow,joblib]"
 	touch $@
 
 clean:

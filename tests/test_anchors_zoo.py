@@ -20,7 +20,6 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from tracker import models
 from tracker.anchors import exported
 from tracker.anchors.checkpoint import Checkpoint
 from tracker.anchors.mlflow import MLflow
@@ -28,6 +27,7 @@ from tracker.anchors.timm import Timm
 from tracker.anchors.torchvision import Torchvision, weights_file
 from tracker.anchors.transformers import Transformers
 from tracker.errors import TrackerError
+from tracker.frameworks.pytorch import FRAMEWORK as PYTORCH
 
 WORDS = ["<unk>", "<end>", "the", "cat", "sat", "on", "a", "mat", "dog", "ran"]
 FACTORY = """
@@ -76,7 +76,7 @@ def message(call) -> str:
 def filled(anchor) -> nn.Module:
     """The anchor's model as the run fills it; NaN wherever the weights leave something out."""
     model = anchor.build()
-    models.fill(model, anchor.weights(), "the weights")
+    PYTORCH.fill(model, anchor.weights(), "the weights")
     assert all(bool(t.isfinite().all()) for t in model.state_dict().values() if t.is_floating_point())
     return model.eval()
 
@@ -350,7 +350,7 @@ def test_transformers_tied_weights_and_texts(gpt2: Path) -> None:
     batch = {name: torch.stack([s[name] for s in samples]) for name in samples[0]}
     assert anchor.predict(model, batch).shape == (2, 64, 10)
     # Without the tied name the model is complete all the same.
-    models.fill(model, {k: v for k, v in weights.items() if k != "lm_head.weight"}, "the weights")
+    PYTORCH.fill(model, {k: v for k, v in weights.items() if k != "lm_head.weight"}, "the weights")
     assert model.lm_head.weight.isfinite().all()
 
 

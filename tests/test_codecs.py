@@ -31,7 +31,7 @@ from tracker.codecs.integers import Int4, Int8
 from tracker.codecs.nnc import Nnc, escape, step_size, unescape
 from tracker.codecs.nnc_units import NDU, split
 from tracker.errors import TrackerError
-from tracker.models import fill
+from tracker.frameworks.pytorch import FRAMEWORK as PYTORCH
 
 CONTEXT = Context(predict=lambda model, inputs: model(inputs), calibration=list, seed=0, device="cpu")
 QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -440,7 +440,7 @@ def test_folding_keeps_the_outputs(name: str, tmp_path: Path) -> None:
     coder = Nnc(qp=-90, nonweight_qp=-110, bnf=True)
     folder, decoded = through_bitstream(coder, model.state_dict(), tmp_path, model)
     assert (folder / "fold.zst").is_file() == (name in FOLDED)
-    fill(fresh, decoded, "the decoded tensors")
+    PYTORCH.fill(fresh, decoded, "the decoded tensors")
     with torch.no_grad():
         expected, found = model(inputs()), fresh(inputs())
     assert float(expected.abs().max()) > 0.1

@@ -27,7 +27,7 @@ from tracker.data.super_resolution import SuperResolution
 from tracker.data.text import Text
 from tracker.errors import TrackerError
 from tracker.evaluation import Batches, evaluate
-from tracker.models import fill
+from tracker.frameworks.pytorch import FRAMEWORK as PYTORCH
 from tracker.tasks.classification import Classification
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -91,7 +91,7 @@ def test_the_default_anchor_is_good_and_trains_to_the_same_bits(monkeypatch, tmp
     anchor, task, data = DigitsAnchor(name="digits"), Classification(), Digits()
     weights = dict(anchor.weights())
     model = anchor.build()
-    fill(model, weights, "weights")
+    PYTORCH.fill(model, weights, "weights")
     found = evaluate(anchor, model, task, Batches(data.samples("report"), anchor, task), "cpu", "digits")
     assert found.metrics["top1"] > 0.95
     assert len(found.scores) == 400

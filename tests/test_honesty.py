@@ -51,7 +51,7 @@ def test_a_file_that_the_manifest_does_not_name_is_refused(tmp_path: Path, file:
     decode_bitstream(folder, sha256=manifest.sha256)
     other = tmp_path / "other"
     other.mkdir()
-    write_side({"weight": torch.zeros((), dtype=torch.int64)}, {}, other)
+    write_side({"weight": torch.zeros((), dtype=torch.int64)}, {}, {}, other)
     (folder / file).write_bytes((other / "side.zst").read_bytes())
     with pytest.raises(TrackerError, match=file):
         decode_bitstream(folder, sha256=manifest.sha256)
@@ -61,7 +61,7 @@ def test_the_same_images_at_another_scale_are_another_task(tmp_path: Path) -> No
     Image.new("RGB", (48, 48)).save(tmp_path / "a.png")
     model = nn.Linear(1, 1)
     digests = {
-        task_digest(Fake(SuperResolution(root=tmp_path, folder=".", scale=scale)), model, "same", "cpu")
+        task_digest(Fake(SuperResolution(root=tmp_path, folder=".", scale=scale)), str(model), "same", "cpu")
         for scale in (2, 3, 4)
     }
     assert len(digests) == 3
@@ -69,11 +69,11 @@ def test_the_same_images_at_another_scale_are_another_task(tmp_path: Path) -> No
 
 def test_another_activation_or_anchor_field_is_another_anchor_but_another_path_is_not() -> None:
     relu, gelu = nn.Sequential(nn.Linear(2, 2), nn.ReLU()), nn.Sequential(nn.Linear(2, 2), nn.GELU())
-    digest = task_digest(Fake(), relu, "same", "cpu")
-    assert digest != task_digest(Fake(), gelu, "same", "cpu")
-    assert digest != task_digest(Fake(anchor=Digits(name="digits", epochs=3)), relu, "same", "cpu")
-    assert digest != task_digest(Fake(), relu, "other", "cpu")
-    assert digest == task_digest(Fake(anchor=Digits(name="renamed")), relu, "same", "cpu")
+    digest = task_digest(Fake(), str(relu), "same", "cpu")
+    assert digest != task_digest(Fake(), str(gelu), "same", "cpu")
+    assert digest != task_digest(Fake(anchor=Digits(name="digits", epochs=3)), str(relu), "same", "cpu")
+    assert digest != task_digest(Fake(), str(relu), "other", "cpu")
+    assert digest == task_digest(Fake(anchor=Digits(name="renamed")), str(relu), "same", "cpu")
 
 
 def test_a_model_that_writes_into_its_input_is_measured_the_same_twice() -> None:

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from tracker.anchors.base import Anchor
 from tracker.data.base import Samples
 from tracker.errors import TrackerError
+from tracker.frameworks import load_framework
 from tracker.memory import keep_freed_memory
 from tracker.tasks.base import Evaluation, Task
 
@@ -90,7 +90,7 @@ class _Indexed:
         return self.batches[index]
 
 
-def evaluate(anchor: Anchor, model: nn.Module, task: Task, batches: Batches, device: str, label: str) -> Evaluation:
+def evaluate(anchor: Anchor, model: Any, task: Task, batches: Batches, device: str, label: str) -> Evaluation:
     """A model's performance.
 
     Args:
@@ -105,10 +105,9 @@ def evaluate(anchor: Anchor, model: nn.Module, task: Task, batches: Batches, dev
         TrackerError: the model cannot take the inputs, or the task cannot score the outputs.
     """
     keep_freed_memory()
-    model = model.to(device).eval()
-    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
-    # A model all in float16 or float64 wants its inputs so; one of mixed precision knows itself what to do.
-    dtype = dtypes.pop() if len(dtypes) == 1 else None
+    framework = load_framework(anchor.framework)
+    model = framework.ready(model, device)
+    dtype = framework.dtype(model)
 
     def predict(inputs: Any) -> Tensor:
         try:

@@ -1,62 +1,15 @@
-"""Models and their state dicts."""
+"""Figures over the tensors of models, and the device they are computed on."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tracker.errors import TrackerError
 
 PIECE = 1 << 20
-
-
-def fill(model: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
-    """Copy tensors into a newly built model, every one of them.
-
-    Floating-point values that the architecture was built with are overwritten by NaN first, so that nothing but the
-    given tensors can be what is evaluated.
-
-    Args:
-        model: newly built.
-        tensors: by the names of the model's state dict. BatchNorm's counters may be missing, and so may a tied name.
-        what: what the tensors are, for the error message.
-
-    Raises:
-        TrackerError: names or shapes do not fit the architecture.
-    """
-    state = model.state_dict()
-    for name in tensors.keys() & state.keys():
-        if tensors[name].shape != state[name].shape:
-            raise TrackerError(
-                f"{what} do not fit the architecture: {name} is {tuple(tensors[name].shape)}, but the model has "
-                f"{tuple(state[name].shape)}"
-            )
-    given = {state[name].data_ptr() for name in tensors.keys() & state.keys()}
-    counters = {name for name in state if name.endswith("num_batches_tracked")}
-    missing = sorted(name for name in state.keys() - tensors.keys() - counters if state[name].data_ptr() not in given)
-    unexpected = sorted(tensors.keys() - state.keys())
-    if missing or unexpected:
-        parts = [
-            f"{len(names)} {kind}, such as {names[0]}"
-            for kind, names in (("missing", missing), ("unexpected", unexpected))
-            if names
-        ]
-        raise TrackerError(f"{what} do not fit the architecture: {'; '.join(parts)}")
-    for tensor in state.values():
-        if tensor.is_floating_point():
-            tensor.fill_(float("nan"))
-    model.load_state_dict(dict(tensors), strict=False)
-
-
-def state_tensors(model: nn.Module, given: Collection[str]) -> dict[str, Tensor]:
-    """The model's state dict, less BatchNorm counters that the weights it was filled with do not have."""
-    return {
-        name: tensor
-        for name, tensor in model.state_dict().items()
-        if name in given or not name.endswith("num_batches_tracked")
-    }
 
 
 def float_elements(tensors: Mapping[str, Tensor]) -> int:

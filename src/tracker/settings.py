@@ -29,10 +29,11 @@ class Transparency(Section):
 
 
 class Tracking(Section):
-    """Where runs go: the experiment is named after the anchor unless set."""
+    """Where runs go (the experiment is named after the anchor unless set), and how much is logged."""
 
     experiment: str | None = None
     run_name: str | None = None
+    evaluate_stages: bool = Field(default=True, description="also measure the performance after each transform")
 
 
 class Settings(Section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tracker.component import Component
 from tracker.errors import TrackerError
@@ -22,18 +22,21 @@ class Anchor(Component):
     model takes. Everything else (evaluation, identity, storing, rebuilding the decoded model) works on these three.
     """
 
+    framework: ClassVar[str] = "pytorch"  # a module of tracker.frameworks
+
     name: str
 
     @abstractmethod
-    def build(self) -> torch.nn.Module:
-        """The architecture, newly built; the values of its weights do not matter.
+    def build(self) -> Any:
+        """The architecture, newly built: a torch.nn.Module, or what the anchor's framework has.
 
-        It is called again for every decoded model, so that none of the anchor's own weights can remain in it.
+        The values of its weights do not matter. It is called again for every decoded model, so
+        that none of the anchor's own weights can remain in it.
         """
 
     @abstractmethod
     def weights(self) -> Mapping[str, torch.Tensor]:
-        """The trained weights by their names in the architecture's ``state_dict()``.
+        """The trained weights by their names in the architecture's ``state_dict()``, or as the framework's `state`.
 
         Raises:
             TrackerError: they cannot be had; the message says which file is missing, from where, and where to put it.
@@ -60,7 +63,7 @@ class Anchor(Component):
         fields = {key: value for key, value in self if key not in ("name", "uri") and not isinstance(value, Path)}
         return {"anchor": f"{type(self).__module__}.{type(self).__qualname__}", **fields}
 
-    def predict(self, model: torch.nn.Module, inputs: Any) -> torch.Tensor:
+    def predict(self, model: Any, inputs: Any) -> torch.Tensor:
         """The model's output for a batch.
 
         Args:

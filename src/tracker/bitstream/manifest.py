@@ -1,22 +1,26 @@
 """manifest.json: which coder made the files of a bitstream, and one SHA-256 over all of them and itself.
 
-The manifest counts as a part of the bitstream, so it is short: about 150 bytes.
+Where a transform changed the architecture, the manifest also says how, as data: see `tracker.structure`. It counts as
+a part of the bitstream, so it is short: about 150 bytes, and some 30 for each changed layer.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tracker.errors import TrackerError
+from tracker.structure.base import Edit
 
 FORMAT = "tracker-1"
 MANIFEST = "manifest.json"
 LARGEST_MANIFEST = 1 << 20
 KEYS = {"coder", "codec", "files", "format", "sha256"}
+STRUCTURE = "structure"  # the one key that may be missing
 
 
 @dataclass(frozen=True)
@@ -28,21 +32,25 @@ class Manifest:
         codec: names of the stages that made the bitstream.
         files: names of the files beside the manifest.
         sha256: the bitstream's digest (hex).
+        structure: changes of the architecture, in order.
     """
 
     coder: str
     codec: list[str]
     files: list[str]
     sha256: str
+    structure: list[Edit] = field(default_factory=list)
 
 
-def write_manifest(folder: Path, coder: str, codec: list[str]) -> Manifest:
+def write_manifest(folder: Path, coder: str, codec: list[str], structure: Sequence[Edit] = ()) -> Manifest:
     """Write the manifest for the files that are in a folder."""
     files = sorted(path.name for path in folder.iterdir())
     body: dict[str, Any] = {"codec": codec, "coder": coder, "files": files, "format": FORMAT}
+    if structure:
+        body[STRUCTURE] = [[edit.kind, edit.layers] for edit in structure]
     digest = _digest(folder, body)
     (folder / MANIFEST).write_bytes(_canonical({**body, "sha256": digest}))
-    return Manifest(coder, codec, files, digest)
+    return Manifest(coder, codec, files, digest, list(structure))
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -78,7 +86,8 @@ def read_manifest(folder: Path) -> Manifest:
     digest = content.pop("sha256")
     if digest != _digest(folder, content):
         raise TrackerError(f"{folder}: the bitstream is damaged: its SHA-256 is not {digest}; get it again")
-    return Manifest(content["coder"], content["codec"], content["files"], digest)
+    structure = [Edit(kind, layers) for kind, layers in content.get(STRUCTURE, [])]
+    return Manifest(content["coder"], content["codec"], content["files"], digest, structure)
 
 
 def bitstream_bytes(folder: Path) -> int:
@@ -100,7 +109,12 @@ def _well_formed(content: dict[str, Any]) -> bool:
         for key in ("codec", "files")
     )
     texts = all(isinstance(content.get(key), str) for key in ("coder", "sha256"))
-    return lists and texts and set(content) == KEYS
+    structure = content.get(STRUCTURE, [])
+    edits = isinstance(structure, list) and all(
+        isinstance(edit, list) and len(edit) == 2 and isinstance(edit[0], str) and isinstance(edit[1], dict)
+        for edit in structure
+    )
+    return lists and texts and edits and set(content) - {STRUCTURE} == KEYS
 
 
 def _canonical(content: dict[str, Any]) -> bytes:

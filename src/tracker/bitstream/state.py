@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from tracker.codecs.base import Integers
 from tracker.errors import TrackerError
 from tracker.memory import physical_bytes
 
@@ -83,14 +84,28 @@ def coded_part(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return coded
 
 
-def write_side(tensors: Mapping[str, Tensor], coded: Mapping[str, Tensor], folder: Path) -> None:
-    """Write what the coder does not code: other tensors, tied names, and dtypes other than float32.
+def write_side(
+    tensors: Mapping[str, Tensor], coded: Mapping[str, Tensor], integers: Mapping[str, Integers], folder: Path
+) -> None:
+    """Write what the coder does not code: other tensors, tied names, scales, and dtypes other than float32.
 
     Nothing is written where there is nothing to say.
+
+    Args:
+        tensors: the whole state dict.
+        coded: what the coder got.
+        integers: those of the tensors that are integers and scales; ones that the coder did not get are written here.
+        folder: of the bitstream.
     """
     tied = aliases(tensors)
-    rest = own_memory({name: t for name, t in tensors.items() if name not in coded and name not in tied})
-    dtypes = {name: CODED_DTYPES[t.dtype] for name, t in coded.items() if t.dtype != torch.float32}
+    rest = {name: t for name, t in tensors.items() if name not in coded and name not in tied}
+    rest |= {name: narrowed(integers[name].integers) for name in rest if name in integers}
+    scales = {name: f"{name}:scale" for name in integers if name not in tied}
+    rest |= {key: integers[name].scale.float() for name, key in scales.items()}
+    rest = own_memory(rest)
+    dtypes = {
+        name: CODED_DTYPES[t.dtype] for name, t in coded.items() if t.dtype in CODED_DTYPES and t.dtype != torch.float32
+    }
     if dtypes and len(dtypes) == len(coded) and len(set(dtypes.values())) == 1:
         dtypes = {"*": next(iter(dtypes.values()))}
     metadata = {}
@@ -98,27 +113,38 @@ def write_side(tensors: Mapping[str, Tensor], coded: Mapping[str, Tensor], folde
         metadata["tied"] = json.dumps(tied, separators=(",", ":"))
     if dtypes:
         metadata["dtype"] = json.dumps(dtypes, separators=(",", ":"))
+    if scales:
+        metadata["scales"] = json.dumps(scales, separators=(",", ":"))
     if rest or metadata:
         packed = zstandard.ZstdCompressor(level=19, write_content_size=True).compress(save(rest, metadata or None))
         (folder / SIDE).write_bytes(packed)
 
 
-def read_side(folder: Path) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
-    """What `write_side` wrote: other tensors, tied names, dtypes by name.
+def narrowed(integers: Tensor) -> Tensor:
+    """Integers in the narrowest type that holds them."""
+    low, high = (int(value) for value in integers.aminmax()) if integers.numel() else (0, 0)
+    for dtype in (torch.int8, torch.int16):
+        if torch.iinfo(dtype).min <= low and high <= torch.iinfo(dtype).max:
+            return integers.to(dtype)
+    return integers.to(torch.int32)
+
+
+def read_side(folder: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, str]]]:
+    """What `write_side` wrote: other tensors; tied names, dtypes and the names of scales, each by tensor name.
 
     Raises:
         TrackerError: it is damaged.
     """
     path = folder / SIDE
     if not path.is_file():
-        return {}, {}, {}
+        return {}, {}
     try:
         raw = unpack(path)
         # safetensors gives metadata only for files; the header is plain JSON behind its length (8 bytes).
         header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
         metadata = header.get("__metadata__", {})
-        return load(raw), json.loads(metadata.get("tied", "{}")), json.loads(metadata.get("dtype", "{}"))
-    except (SafetensorError, zstandard.ZstdError, ValueError, AttributeError) as error:
+        return load(raw), {key: dict(json.loads(text)) for key, text in metadata.items()}
+    except (SafetensorError, zstandard.ZstdError, ValueError, TypeError, AttributeError) as error:
         raise TrackerError(f"{path} is damaged ({error}); get the bitstream again") from error
 
 
@@ -143,14 +169,22 @@ def restore(folder: Path, decoded: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         TrackerError: the parts do not fit together.
     """
-    rest, tied, dtypes = read_side(folder)
+    rest, notes = read_side(folder)
+    tied, dtypes, scales = (notes.get(key, {}) for key in ("tied", "dtype", "scales"))
     tensors: dict[str, Tensor] = {}
     for name, tensor in decoded.items():
+        if name in scales:
+            tensors[name] = tensor
+            continue
         dtype = BY_NAME.get(dtypes.get(name, dtypes.get("*", "float32")))
         if dtype is None:
             raise TrackerError(f"{folder / SIDE} is damaged: unknown dtype; get the bitstream again")
         tensors[name] = tensor.to(dtype)
     tensors.update(rest)
+    for name, key in scales.items():
+        if name not in tensors or key not in tensors or tensors[name].is_floating_point():
+            raise TrackerError(f"{folder / SIDE} is damaged: {name} has no integers or scale; get the bitstream again")
+        tensors[name] = tensors[name].float() * tensors.pop(key)
     for name, source in tied.items():
         if source not in tensors:
             raise TrackerError(f"{folder / SIDE} is damaged: {name} is tied to nothing; get the bitstream again")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tracker.component import Component
+from tracker.errors import TrackerError
 
 if TYPE_CHECKING:
-    import torch
+    from matplotlib.figure import Figure
     from torch import Tensor
+
+    from tracker.structure import Edit
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,61 @@ class TensorRecord:
 
 
 @dataclass(frozen=True)
+class Integers:
+    """A weight that a transform made integers of: its value is ``integers * scale``, in float32.
+
+    Attributes:
+        integers: int32, in the weight's shape, around 0.
+        scale: float32, broadcast against the integers: of shape (), or with the length of one dimension.
+        bits: width of the integers.
+    """
+
+    integers: Tensor
+    scale: Tensor
+    bits: int
+
+    def value(self) -> Tensor:
+        """The weight."""
+        return self.integers.float() * self.scale
+
+    def bytes(self) -> int:
+        """Size without entropy coding: the integers at their width, and the scales as float32."""
+        return -(-self.integers.numel() * self.bits // 8) + 4 * self.scale.numel()
+
+
+@dataclass(frozen=True)
+class Transformed:
+    """What a transform gives the next stage, and what it tells about its work.
+
+    Attributes:
+        model: the changed model.
+        edits: the changes of the architecture, from which the receiver rebuilds it.
+        integers: weights that are integers now, by tensor name; the model has their values.
+        mac_ratio: multiply-accumulate operations of the changed model over those of the given one.
+        memory_ratio: the same for the memory of its weights.
+        metrics: further figures, logged as they are named here.
+        tables: rows by name, logged as ``stages/STAGE/NAME.json``.
+        figures: matplotlib figures by name, logged as ``plots/STAGE-NAME.png``.
+        simulate: from the decoded model to one that also simulates what the receiver's device will do beyond its
+            weights (integer activations); its performance is logged apart.
+    """
+
+    model: Any
+    edits: Sequence[Edit] = ()
+    integers: Mapping[str, Integers] = field(default_factory=dict)
+    mac_ratio: float = 1.0
+    memory_ratio: float = 1.0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    simulate: Callable[[Any], Any] | None = None
+
+
+def _nothing() -> Iterable[Any]:
+    return ()
+
+
+@dataclass(frozen=True)
 class Context:
     """What a stage may use besides the model: all of it on the sender's side.
 
@@ -41,16 +99,31 @@ class Context:
         calibration: makes an iterable of calibration inputs (batches, without labels).
         seed: for whatever is random.
         device: the torch device to compute on.
+        training: makes an iterable of the training split's inputs (batches, without labels).
+        agreement: from a model's outputs and the anchor's for the same inputs, how well they agree: higher is better.
+        anchor: the anchor's model, to run and not to change.
+        folder: for files about the stage's work (a tool's log, encodings); they become artifacts of the run.
+        key: a digest of what scores on the calibration split depend on, besides the model that is scored; part of the
+            key under which they may be kept in the cache.
+        framework: of the model: ``pytorch`` or ``keras``.
     """
 
-    predict: Callable[[torch.nn.Module, Any], Tensor]
-    calibration: Callable[[], Any]
+    predict: Callable[[Any, Any], Tensor]
+    calibration: Callable[[], Iterable[Any]]
     seed: int
     device: str
+    training: Callable[[], Iterable[Any]] = _nothing
+    agreement: Callable[[Tensor, Tensor], float] | None = None
+    anchor: Any = None
+    folder: Path | None = None
+    key: Callable[[], str] = str
+    framework: str = "pytorch"
 
 
 class Stage(Component):
     """One link of a chain."""
+
+    frameworks: ClassVar[frozenset[str]] = frozenset({"pytorch", "keras"})
 
     def check(self) -> None:
         """Refuse what cannot work on this machine, before any work starts.
@@ -59,6 +132,23 @@ class Stage(Component):
             TrackerError: a package or a command that the stage needs is not installed.
         """
 
+    def check_model(self, model: Any, framework: str) -> None:
+        """Refuse a model that the stage cannot work on, before any work starts.
+
+        Args:
+            model: the anchor's, filled; stages before this one will have changed it.
+            framework: ``pytorch`` or ``keras``.
+
+        Raises:
+            TrackerError: it is of another framework, or has not what the configuration names.
+        """
+        if framework not in self.frameworks:
+            names = " and ".join(sorted(self.frameworks))
+            raise TrackerError(
+                f"the codec stage {type(self).__name__} works on models of {names} only, and the anchor is a model of "
+                f"{framework}; leave the stage out"
+            )
+
     def prepare(self) -> None:
         """Import what takes seconds to import, so that it does not count as time of encoding or decoding."""
 
@@ -66,9 +156,16 @@ class Stage(Component):
 class Transform(Stage):
     """A stage on the sender's side that changes the model."""
 
+    frameworks: ClassVar[frozenset[str]] = frozenset({"pytorch"})
+    final: ClassVar[bool] = False  # whether no other transform may follow, as it would undo this one's work
+
     @abstractmethod
-    def apply(self, model: torch.nn.Module, context: Context) -> torch.nn.Module:
-        """The changed model; the given one may be changed in place."""
+    def apply(self, model: Any, context: Context) -> Any:
+        """The changed model; the given one may be changed in place.
+
+        Returns:
+            The model, where names and shapes of its tensors stay as they are; else a `Transformed`.
+        """
 
 
 class Coder(Stage):
@@ -80,15 +177,14 @@ class Coder(Stage):
     """
 
     shows_progress: ClassVar[bool] = False  # whether `encode` has a progress bar of its own
+    codes_integers: ClassVar[bool] = False  # whether `encode` also takes int32 tensors, and codes them without loss
 
     @abstractmethod
-    def encode(
-        self, tensors: Mapping[str, Tensor], folder: Path, model: torch.nn.Module, context: Context
-    ) -> list[TensorRecord]:
+    def encode(self, tensors: Mapping[str, Tensor], folder: Path, model: Any, context: Context) -> list[TensorRecord]:
         """Write the files that the decoder reads.
 
         Args:
-            tensors: by name; float16, bfloat16, float32 or float64, on the CPU.
+            tensors: by name; float16, bfloat16, float32 or float64, on the CPU; int32 where `codes_integers`.
             folder: empty; the coder's files go directly into it.
             model: the model that the tensors belong to, for coders that use its structure.
             context: what else the sender has.
@@ -99,7 +195,7 @@ class Coder(Stage):
 
     @abstractmethod
     def decode(self, folder: Path) -> Mapping[str, Tensor]:
-        """The decoded tensors, of any floating-point dtype and with the shapes that were given to `encode`.
+        """The decoded tensors, of any floating-point dtype (integers as they were), with the shapes given to `encode`.
 
         Args:
             folder: holds the files that `encode` wrote, their digest verified.

@@ -31,6 +31,11 @@ class Codec:
         return [*self.transforms, self.coder_name]
 
     @property
+    def packages(self) -> set[str]:
+        """The top-level packages that the stages' classes come from: the sender trusts its own configuration."""
+        return {type(stage).__module__.split(".")[0] for stage in (*self.transforms.values(), self.coder)}
+
+    @property
     def name(self) -> str:
         """Such as ``svd>nnc``."""
         return ">".join(self.stages)
@@ -66,6 +71,11 @@ def build_codec(config: Mapping[str, Any]) -> Codec | None:
         if not isinstance(stage, Transform):
             raise TrackerError(f"codec.{name} is neither a Transform nor a Coder")
         transforms[name] = stage
+    for name, follower in zip(transforms, list(transforms)[1:], strict=False):
+        if transforms[name].final:
+            raise TrackerError(
+                f"in the chain {chain} {follower} would undo the work of {name}: make {name} the last transform"
+            )
     for stage in stages.values():
         stage.check()
     return Codec(transforms, last, coder)

@@ -10,7 +10,7 @@ import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -19,7 +19,6 @@ from tracker.codecs.base import Coder, Context, TensorRecord
 from tracker.errors import TrackerError
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 FILE = "model.ext"
@@ -58,9 +57,7 @@ class External(Coder):
             if shutil.which(words[0]) is None:
                 raise TrackerError(f"codec.external.{key}: {words[0]} is not installed or not on PATH")
 
-    def encode(
-        self, tensors: Mapping[str, Tensor], folder: Path, model: torch.nn.Module, context: Context
-    ) -> list[TensorRecord]:
+    def encode(self, tensors: Mapping[str, Tensor], folder: Path, model: Any, context: Context) -> list[TensorRecord]:
         """Write the exchange file and run the encode command on it."""
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
             exchange = Path(scratch) / f"model.{self.exchange}"

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tracker.codecs.base import Context, TensorRecord
 from tracker.codecs.packed import ZstdCoder
 from tracker.errors import TrackerError
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 
 class Zstd(ZstdCoder):
     """The tensors as they are, compressed without loss with zstd."""
 
-    def encode(
-        self, tensors: Mapping[str, Tensor], folder: Path, model: torch.nn.Module, context: Context
-    ) -> list[TensorRecord]:
+    codes_integers: ClassVar[bool] = True
+
+    def encode(self, tensors: Mapping[str, Tensor], folder: Path, model: Any, context: Context) -> list[TensorRecord]:
         """Compress."""
-        self.pack(tensors, folder)
+        from tracker.bitstream.state import narrowed
+
+        self.pack({name: t if t.is_floating_point() else narrowed(t) for name, t in tensors.items()}, folder)
         return [TensorRecord(name) for name in tensors]
 
     def decode(self, folder: Path) -> dict[str, Tensor]:
@@ -33,13 +34,13 @@ class Zstd(ZstdCoder):
 class HalfPrecision(Zstd):
     """Base of the coders that round to 16 bits."""
 
+    codes_integers: ClassVar[bool] = False
+
     def rounded(self, tensor: Tensor) -> Tensor:
         """The tensor in the coder's dtype."""
         raise NotImplementedError
 
-    def encode(
-        self, tensors: Mapping[str, Tensor], folder: Path, model: torch.nn.Module, context: Context
-    ) -> list[TensorRecord]:
+    def encode(self, tensors: Mapping[str, Tensor], folder: Path, model: Any, context: Context) -> list[TensorRecord]:
         """Round, then compress.
 
         Raises:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -34,9 +34,7 @@ class IntegerCoder(ZstdCoder):
         """The weight again, float32."""
         raise NotImplementedError
 
-    def encode(
-        self, tensors: Mapping[str, Tensor], folder: Path, model: torch.nn.Module, context: Context
-    ) -> list[TensorRecord]:
+    def encode(self, tensors: Mapping[str, Tensor], folder: Path, model: Any, context: Context) -> list[TensorRecord]:
         """Quantise, then compress.
 
         Raises:

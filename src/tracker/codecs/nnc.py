@@ -18,7 +18,6 @@ from tracker.errors import TrackerError
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
     from torch import Tensor
 
 FILE = "model.nnc"
@@ -41,6 +40,7 @@ class Nnc(Coder):
     """
 
     shows_progress: ClassVar[bool] = True
+    codes_integers: ClassVar[bool] = True
 
     qp: int = Field(default=-32, description="quantisation parameter of weights, -2^(5+d) to 2^(5+d)-1")
     qp_density: int = Field(default=2, ge=0, le=4, description="d: 2^d steps of qp halve or double the step size")
@@ -113,13 +113,17 @@ class Nnc(Coder):
         """The qp of tensors other than weights."""
         return self.qp - 2 ** (self.qp_density + 1) if self.nonweight_qp is None else self.nonweight_qp
 
+    def check_model(self, model: Any, framework: str) -> None:
+        """Refuse BatchNorm folding of a model that is not PyTorch's: it traces the model."""
+        super().check_model(model, framework)
+        if self.bnf and framework != "pytorch":
+            raise TrackerError(f"codec.nnc.bnf works on PyTorch models only, not on {framework}; set it to false")
+
     def prepare(self) -> None:
         """Import nncodec, which brings torchvision and scikit-learn."""
         import nncodec.nnc  # noqa: F401
 
-    def encode(
-        self, tensors: Mapping[str, Tensor], folder: Path, model: torch.nn.Module, context: Context
-    ) -> list[TensorRecord]:
+    def encode(self, tensors: Mapping[str, Tensor], folder: Path, model: Any, context: Context) -> list[TensorRecord]:
         """Code all tensors into one NNC bitstream.
 
         Raises:
@@ -128,14 +132,22 @@ class Nnc(Coder):
         """
         from tracker.codecs import nnc_fold, nnc_units
 
-        if unknown := sorted(set(self.qp_per_tensor) - set(tensors)):
-            raise TrackerError(f"codec.nnc.qp_per_tensor names {unknown[0]!r}, which is no tensor of the model")
-        arrays = {escape(name): tensor.float().numpy() for name, tensor in tensors.items()}
+        floats = {name for name, tensor in tensors.items() if tensor.is_floating_point()}
+        if unknown := sorted(set(self.qp_per_tensor) - floats):
+            kind = "integers already" if unknown[0] in tensors else "no tensor of the model"
+            raise TrackerError(f"codec.nnc.qp_per_tensor names {unknown[0]!r}, which is {kind}")
+        arrays = {
+            escape(name): (tensor.float() if name in floats else tensor.int()).contiguous().numpy()
+            for name, tensor in tensors.items()
+        }
+        quantised = {escape(name) for name in floats}
         if self.sparsity:
-            arrays = self._sparse(arrays)
-        pairs = nnc_fold.foldable(model, set(tensors)) if self.bnf else []
+            arrays |= self._sparse({name: array for name, array in arrays.items() if name in quantised})
+        pairs = nnc_fold.foldable(model, floats) if self.bnf else []
         blocks = nnc_fold.blocks(pairs, arrays, escape) if pairs else None
         for name, array in arrays.items():
+            if name not in quantised:
+                continue
             self._check_range(name, array)
             if self.scan_order and array.ndim > 1 and array.size in (len(array), array[0].size):
                 raise TrackerError(
@@ -145,7 +157,8 @@ class Nnc(Coder):
         try:
             options = self._options()
             if self.opt_qp:
-                options["qp_per_tensor"] = nnc_units.optimised_qp(arrays, options)
+                weights = {name: array for name, array in arrays.items() if name in quantised}
+                options["qp_per_tensor"] = nnc_units.optimised_qp(weights, options)
             coded, sizes, clipped = nnc_units.encode_units(arrays, blocks, options)
         except (Exception, SystemExit) as error:
             reason = f"{type(error).__name__}: {error}"
@@ -165,8 +178,9 @@ class Nnc(Coder):
             arrays = nnc_units.decode_units((folder / FILE).read_bytes())
         tensors = {}
         for name in list(arrays):
-            # Codebooks come as float64.
-            tensors[unescape(name)] = torch.from_numpy(arrays.pop(name)).float()
+            tensor = torch.from_numpy(arrays.pop(name))
+            # Codebooks come as float64; integers that were coded without loss stay what they are.
+            tensors[unescape(name)] = tensor.float() if tensor.is_floating_point() else tensor
         return nnc_fold.unfold(tensors, folder)
 
     def _options(self) -> dict[str, Any]:
@@ -216,9 +230,10 @@ class Nnc(Coder):
     ) -> list[TensorRecord]:
         """Step size and size of each tensor; a block's size is told with its weight."""
         block_of = blocks["block_identifier"] if blocks else {}
-        plain = self.bitdepth is None and self.approx_method == "uniform"
+        uniform = self.bitdepth is None and self.approx_method == "uniform"
         records = []
         for name, array in arrays.items():
+            plain = uniform and array.dtype.kind == "f"
             qp = qps.get(name, self.qp if array.ndim > 1 else self.nonweight)
             folded = block_of.get(name) is not None
             step = step_size(qp, self.qp_density) if plain and not (folded and array.ndim == 1) else None

@@ -47,6 +47,14 @@ class Data(Component):
     def digest(self, split: Split) -> str:
         """SHA-256 (hex) that identifies the samples of a split."""
 
+    def training(self) -> Samples:
+        """Samples to train on, in a fixed order; by default those of the calibration split.
+
+        A data set that has more of them than it calibrates with overrides this. They overlap neither ``search`` nor
+        ``report``.
+        """
+        return self.samples("calibration")
+
     def identity(self) -> dict[str, Any]:
         """What makes samples of the files, besides the files: the class and its fields that are no paths."""
         fields = {key: value for key, value in self if key != "name" and not isinstance(value, Path)}

@@ -32,8 +32,15 @@ class Digits(Data):
         images = torch.from_numpy(digits.images[index]).float().div(16).unsqueeze(1)
         return images, torch.from_numpy(digits.target[index]).long()
 
+    def training(self) -> Samples:
+        """The 797 images that the anchor has learned."""
+        return self._samples("training")
+
     def samples(self, split: Split) -> Samples:
         """(image (1, 8, 8), class)."""
+        return self._samples(split)
+
+    def _samples(self, split: Split | Literal["training"]) -> Samples:
         images, classes = self.arrays(split)
         return Decoded(range(len(images)), lambda i: (images[i], int(classes[i])))
 

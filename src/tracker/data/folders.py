@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -104,6 +105,11 @@ class ImageFolder(Data):
             return [item for items in classes for item in items[: self.calibration_per_class]], root
         return evaluation_part(class_folder(test), split), root
 
+    def training(self) -> Samples:
+        """All images below ``root/TRAIN``, however many of them are for calibration."""
+        whole = self.model_copy(update={"calibration_per_class": sys.maxsize})
+        return whole.samples("calibration")
+
     def samples(self, split: Split) -> Samples:
         """(PIL image, class)."""
         return Decoded(self._items(split)[0], decode_labelled)
@@ -161,6 +167,11 @@ class Cifar10(Data):
         if split == "calibration":
             return [item for items in classes for item in items[: self.calibration_per_class]], folder, arrays
         return evaluation_part(classes, split), folder, arrays
+
+    def training(self) -> Samples:
+        """All training images that are there, however many of them are for calibration."""
+        whole = self.model_copy(update={"calibration_per_class": sys.maxsize})
+        return whole.samples("calibration")
 
     def samples(self, split: Split) -> Samples:
         """(PIL image of 32x32, class)."""

@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 import contextlib
-import copy
+import hashlib
 import logging
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
 from tracker import models
-from tracker.bitstream import bitstream_bytes, decode_bitstream, encode_bitstream
+from tracker.bitstream import bitstream_bytes, decode_bitstream, encode_bitstream, read_manifest
 from tracker.bitstream.state import coded_part
 from tracker.cache import cache_folder
 from tracker.codecs.base import Context, TensorRecord
+from tracker.data.base import Samples
 from tracker.errors import TrackerError
 from tracker.evaluation import Batches, evaluate
+from tracker.frameworks import load_framework
 from tracker.memory import peak_memory_mib, reset_peak
-from tracker.scenarios.decision import Decision, check_confidence, decide
+from tracker.scenarios import results
+from tracker.scenarios.decision import check_confidence, decide
 from tracker.scenarios.job import Job, Stopwatch
-from tracker.tracking import anchors, plots, store, summary
+from tracker.scenarios.results import Result
+from tracker.scenarios.transforming import Draft, transform
+from tracker.structure import Edit, rebuild
+from tracker.tasks.base import Evaluation
+from tracker.tracking import anchors, store, summary
 from tracker.tracking.run import Run, flattened
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from tracker.codecs.chain import Codec
     from tracker.tracking.anchors import LoggedAnchor
@@ -45,6 +52,7 @@ class Compression:
 
     def __init__(self, job: Job) -> None:
         self.job, self.watch = job, Stopwatch()
+        self.framework = load_framework(job.anchor.framework)
         self.device = models.choose_device(job.settings.device)
         samples = job.data.samples(job.task.split)
         self.data_sha256 = job.data.digest(job.task.split)
@@ -52,14 +60,18 @@ class Compression:
         self.model = self._filled(weights, "the anchor's weights")
         self.given = frozenset(weights)
         del weights  # the model has its own copy
-        self.tensors = models.state_tensors(self.model, self.given)
+        self.tensors = self._state(self.model)
         coded_part(self.tensors)  # refuses NaN
         self.sha256 = anchors.weights_digest(self.tensors)
-        self.task_sha256 = anchors.task_digest(job, self.model, self.data_sha256, self.device)
+        architecture = self.framework.describe(self.model)
+        self.task_sha256 = anchors.task_digest(job, architecture, self.data_sha256, self.device)
         self.batches = Batches(samples, job.anchor, job.task)
         # Imports that take seconds, here: another process may still be making the store, and they are in nobody's time.
         job.task.prepare()
-        for stage in (*job.codec.transforms.values(), job.codec.coder) if job.codec else ():
+        stages = (*job.codec.transforms.values(), job.codec.coder) if job.codec else ()
+        for stage in stages:
+            stage.check_model(self.model, job.anchor.framework)
+        for stage in stages:
             stage.prepare()
         self.uri = store.tracking_uri()
         self.client: MlflowClient = store.connect(self.uri)
@@ -88,7 +100,7 @@ class Compression:
 
         with self._start("anchor", "anchor", {}) as run:
             with self.watch("evaluate"):
-                evaluation = evaluate(self.job.anchor, self.model, self.job.task, self.batches, self.device, "anchor")
+                evaluation = self._evaluated(self.model, "anchor")
             anchors.log_anchor(run, self.tensors, evaluation, self.job.folder)
             performance = evaluation.metrics[self.job.task.primary]
             run.log_metrics(
@@ -107,22 +119,29 @@ class Compression:
         """The compressed model, from encoding to the figures: a run of kind ``compression``."""
         check_confidence(self.job, anchor.evaluation)
         job, scratch = self.job, Path(tempfile.mkdtemp(prefix="bitstream-", dir=self.job.folder))
+        bitstream = scratch / "bitstream"
+        bitstream.mkdir()
         tags = {"tracker.codec": codec.name, "tracker.anchor.run_id": anchor.run_id}
         try:
             with self._start("compression", summary.run_name(job), tags) as run:
+                draft = self._transformed(codec, run, scratch)
                 with self.watch("encode"):
-                    sha256, records = self._encode(codec, scratch)
-                size = bitstream_bytes(scratch)
-                run.log_folder(scratch, "bitstream")
+                    sha256, records = self._encode(codec, draft, bitstream)
+                size = bitstream_bytes(bitstream)
+                run.log_folder(bitstream, "bitstream")
                 stored = run.stored("bitstream")
                 with self.watch("decode"):
                     decoded = decode_bitstream(stored, codec.coder.receiver(), sha256=sha256)
-                model = self._filled(decoded, "the decoded tensors")
+                model = self._filled(decoded, "the decoded tensors", read_manifest(stored).structure, codec.packages)
                 with self.watch("evaluate"):
-                    evaluation = evaluate(job.anchor, model, job.task, self.batches, self.device, codec.name)
+                    evaluation = self._evaluated(model, codec.name)
                 decision = decide(job, anchor.evaluation, evaluation)
-                self._log_tensors(run, codec, records, decoded)
-                run.log_metrics(self._metrics(size, anchor, evaluation.metrics, decision))
+                self._simulated(run, draft, model, anchor)
+                sizes = (4 * self.parameters, size)
+                result = Result(job, codec, draft, self.tensors, *sizes, anchor.evaluation, evaluation, decision)
+                results.log_tensors(run, result, records, decoded)
+                results.log_stages(run, result, self.watch)
+                run.log_metrics(results.metrics(result, self.watch))
                 run.set_tags(
                     {
                         "tracker.bitstream.sha256": sha256,
@@ -134,80 +153,79 @@ class Compression:
         summary.show_compression(job, run, anchor, size, 4 * self.parameters, evaluation, decision, self.uri)
         return {"run_id": run.id, "size": size, "drop": decision.drop, "transparent": decision.transparent}
 
-    def _encode(self, codec: Codec, folder: Path) -> tuple[str, list[TensorRecord]]:
-        """Transforms, then the coder."""
-        job = self.job
-        context = Context(job.anchor.predict, self._calibration, job.settings.seed, self.device)
-        model = self.model.cpu()
-        if codec.transforms:  # they may change it in place, and the anchor is still needed as it was
-            model = copy.deepcopy(model)
-        for stage in codec.transforms.values():
-            model = stage.apply(model, context)
-        tensors = models.state_tensors(model, self.given) if codec.transforms else self.tensors
+    def _transformed(self, codec: Codec, run: Run, scratch: Path) -> Draft:
+        """The model after the codec's transforms; it begins as the anchor's."""
+        draft = Draft(self.model, self.tensors)
+
+        def performance(model: Any, stage: str) -> float | None:
+            if not self.job.settings.tracking.evaluate_stages:
+                return None
+            return self._evaluated(model, f"after {stage}").metrics[self.job.task.primary]
+
+        seconds = transform(codec, draft, self._context(), self.framework, self._state, performance, run, scratch)
+        self.watch.add("encode", seconds)
+        return draft
+
+    def _encode(self, codec: Codec, draft: Draft, folder: Path) -> tuple[str, list[TensorRecord]]:
+        """The coder's work: the bitstream of a draft."""
+        model = self.framework.ready(draft.model, "cpu")
         with contextlib.nullcontext() if codec.coder.shows_progress else summary.activity(f"encode {codec.name}"):
-            manifest, records = encode_bitstream(codec, tensors, model, folder, context)
+            manifest, records = encode_bitstream(
+                codec, draft.tensors, model, folder, self._context(), draft.edits, draft.integers
+            )
         return manifest.sha256, records
 
-    def _calibration(self) -> Any:
-        """Batches of calibration inputs, without their labels."""
-        batches = Batches(self.job.data.samples("calibration"), self.job.anchor, self.job.task)
-        return (inputs for inputs, _ in batches)
+    def _context(self) -> Context:
+        """What stages may use: the calibration and training splits, without labels, and the anchor."""
+        job = self.job
 
-    def _filled(self, tensors: Mapping[str, Tensor], what: str) -> nn.Module:
-        """The architecture, newly built and filled."""
-        model = self.job.anchor.build()
-        models.fill(model, tensors, what)
-        return model.eval()
+        def inputs(samples: Samples) -> Any:
+            return (batch for batch, _ in Batches(samples, job.anchor, job.task))
+
+        def key() -> str:
+            parts = (self.sha256, self.task_sha256, job.data.digest("calibration"))
+            return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+        return Context(
+            job.anchor.predict,
+            lambda: inputs(job.data.samples("calibration")),
+            job.settings.seed,
+            self.device,
+            training=lambda: inputs(job.data.training()),
+            agreement=job.task.agreement,
+            anchor=self.model,
+            key=key,
+            framework=job.anchor.framework,
+        )
+
+    def _state(self, model: Any) -> dict[str, Tensor]:
+        """A model's tensors."""
+        return self.framework.state(model, self.given)
+
+    def _evaluated(self, model: Any, label: str) -> Evaluation:
+        """A model's performance on the split that the task names."""
+        return evaluate(self.job.anchor, model, self.job.task, self.batches, self.device, label)
+
+    def _filled(
+        self, tensors: Mapping[str, Tensor], what: str, structure: Sequence[Edit] = (), trusted: Collection[str] = ()
+    ) -> Any:
+        """The architecture, newly built, changed as a bitstream's structure says, and filled."""
+        model = rebuild(self.job.anchor.build(), structure, trusted)
+        self.framework.fill(model, tensors, what)
+        return self.framework.ready(model, "cpu")
 
     def _start(self, kind: str, name: str, tags: Mapping[str, str]) -> Run:
         """A run with everything logged that is known before the work starts."""
         return StartedRun(self, kind, name, {**self.names, **tags})
 
-    def _log_tensors(self, run: Run, codec: Codec, records: list[TensorRecord], decoded: Mapping[str, Tensor]) -> None:
-        """tensors.json, and the plot of it."""
-        coded = {record.name: record for record in records}
-        errors = models.mean_squared_errors(self.tensors, decoded)
-        rows = []
-        for name, tensor in self.tensors.items():
-            record = coded.get(name)
-            rows.append(
-                {
-                    "tensor": name,
-                    "shape": "x".join(map(str, tensor.shape)) or "scalar",
-                    "stage": codec.coder_name if record else "side",
-                    "step size": record.step_size if record else None,
-                    "bytes": record.bytes if record else None,
-                    "mean squared error": errors.get(name) if record is None or record.comparable else None,
-                }
-            )
-        run.log_table(rows, "tensors.json")
-        with tempfile.TemporaryDirectory(dir=self.job.folder) as folder:
-            plots.by_tensor(rows, Path(folder) / "tensors.png", f"{self.job.anchor.name} · {codec.name}")
-            run.log_folder(Path(folder), "plots")
-
-    def _metrics(
-        self, size: int, anchor: LoggedAnchor, decoded: Mapping[str, float], decision: Decision
-    ) -> dict[str, float]:
-        """All metrics of a compression run."""
+    def _simulated(self, run: Run, draft: Draft, model: Any, anchor: LoggedAnchor) -> None:
+        """The decoded model as the receiver's device would run it, where a stage can say how."""
+        if draft.simulate is None:
+            return
         primary = self.job.task.primary
-        metrics = {
-            "size/anchor_bytes": 4 * self.parameters,
-            "size/bitstream_bytes": size,
-            "size/rate_percent": 100 * size / (4 * self.parameters),
-            "size/bits_per_parameter": 8 * size / self.parameters,
-            "performance/anchor": anchor.evaluation.metrics[primary],
-            "performance/decoded": decoded[primary],
-            "performance/drop": decision.drop,
-            "performance/transparent": float(decision.transparent),
-            "memory/peak_mib": peak_memory_mib(),
-        }
-        if decision.interval is not None:
-            metrics["performance/drop_low"], metrics["performance/drop_high"] = decision.interval
-        metrics |= {f"{name}/anchor": value for name, value in anchor.evaluation.metrics.items()}
-        metrics |= {f"{name}/decoded": value for name, value in decoded.items()}
-        metrics |= {f"time/{part}_s": self.watch.seconds[part] for part in ("encode", "decode", "evaluate")}
-        metrics["time/total_s"] = self.job.seconds()
-        return metrics
+        performance = self._evaluated(draft.simulate(model), "simulated").metrics[primary]
+        drop = self.job.task.drop(anchor.evaluation.metrics[primary], performance)
+        run.log_metrics({"performance/simulated": performance, "performance/simulated_drop": drop})
 
 
 class StartedRun(Run):

@@ -74,8 +74,12 @@ class Stopwatch:
         self.part = part
         return self
 
+    def add(self, part: str, seconds: float) -> None:
+        """Count seconds that were measured otherwise."""
+        self.seconds[part] = self.seconds.get(part, 0.0) + seconds
+
     def __enter__(self) -> None:
         self.began = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
-        self.seconds[self.part] = self.seconds.get(self.part, 0.0) + time.perf_counter() - self.began
+        self.add(self.part, time.perf_counter() - self.began)

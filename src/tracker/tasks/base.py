@@ -87,6 +87,21 @@ class Task(Component):
         """
         return float(scores[:, 0].mean())
 
+    def agreement(self, output: Tensor, reference: Tensor) -> float:
+        """How well a model's outputs agree with the anchor's for the same inputs; needs no labels.
+
+        Args:
+            output: the model's.
+            reference: the anchor's, of the same shape.
+
+        Returns:
+            1 for equal outputs, less for worse: the coefficient of determination, one minus the squared error over
+            the reference's variance.
+        """
+        error = (output.double() - reference.double()).square().mean()
+        variance = reference.double().var(correction=0)
+        return float(1 - error / variance.clamp(min=1e-30))
+
     def target(self, sample: Any) -> Any:
         """A raw target of the data set as a tensor or number."""
         return sample

@@ -9,6 +9,8 @@ from tracker.errors import TrackerError
 from tracker.tasks.base import Evaluation, Task
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from tracker.tasks.base import Predict
 
 
@@ -27,6 +29,10 @@ class Classification(Task):
     def higher_is_better(self) -> bool:
         """Yes."""
         return True
+
+    def agreement(self, output: Tensor, reference: Tensor) -> float:
+        """The share of samples for which both give the same class, in 0..1."""
+        return float((output.argmax(dim=1) == reference.argmax(dim=1)).double().mean())
 
     def evaluate(self, predict: Predict, batches: Iterable[tuple[Any, Any]]) -> Evaluation:
         """Metrics top1 and (from five classes on) top5; scores: 1 where the sample's top-1 is right, else 0.

@@ -19,7 +19,7 @@ from tracker.tracking.run import Run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from tracker.scenarios.job import Job
 
@@ -55,12 +55,12 @@ def weights_digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def task_digest(job: Job, model: nn.Module, data_sha256: str, device: str) -> str:
+def task_digest(job: Job, architecture: str, data_sha256: str, device: str) -> str:
     """SHA-256 (hex) over all that an anchor's performance depends on besides its weights.
 
     Args:
         job: its task, data set and anchor, and the user's own code behind them.
-        model: the architecture, whose text form tells what weights do not (activations, strides).
+        architecture: in words, which tell what weights do not (activations, strides).
         data_sha256: of the split.
         device: results on a CPU and on a GPU differ in the last digits.
     """
@@ -70,7 +70,7 @@ def task_digest(job: Job, model: nn.Module, data_sha256: str, device: str) -> st
         "data": {**job.data.identity(), "sha256": data_sha256},
         "anchor": job.anchor.identity(),
         "preprocessing": job.anchor.preprocessing(),
-        "architecture": ADDRESS.sub("", str(model)),
+        "architecture": ADDRESS.sub("", architecture),
         "code": code_digest(settings.anchor, settings.task, settings.data),
         "device": device.split(":")[0],
     }

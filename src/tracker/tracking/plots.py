@@ -35,3 +35,37 @@ def by_tensor(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None
     more = f" ({len(shown)} of {len(rows)} tensors)" if len(rows) > len(shown) else ""
     figure.suptitle(title + more, fontsize=10)
     figure.savefig(path)
+
+
+def by_stage(
+    rows: Sequence[Mapping[str, Any]], anchor: Mapping[str, float], metric: str, path: Path, title: str
+) -> None:
+    """Size and performance after each stage of a chain, the anchor first.
+
+    Args:
+        rows: of stages.json.
+        anchor: its ``bytes`` and ``performance``.
+        metric: the primary metric's name.
+        path: of the PNG.
+        title: above the plot.
+    """
+    from matplotlib.figure import Figure
+
+    names = ["anchor", *(row["stage"] for row in rows)]
+    sizes = [anchor["bytes"], *(row["bytes"] for row in rows)]
+    measured = [(name, row["performance"]) for name, row in zip(names[1:], rows, strict=True)]
+    shown = [(name, value) for name, value in measured if value is not None]
+    figure = Figure(figsize=(9, 3.4), layout="constrained", dpi=110)
+    left, right = figure.subplots(1, 2)
+    bars = left.bar(names, [size / 1000 for size in sizes], color=["#9a9a9a"] + ["#3b76af"] * len(rows))
+    left.bar_label(bars, [f"{100 * size / sizes[0]:.1f} %" for size in sizes], fontsize=8)
+    left.set_ylabel("size in kB after the stage")
+    left.margins(y=0.12)
+    right.axhline(anchor["performance"], color="#9a9a9a", linestyle="--", label="anchor")
+    right.plot([name for name, _ in shown], [value for _, value in shown], "o-", color="#3b76af")
+    right.set_ylabel(f"{metric} after the stage")
+    right.margins(x=0.15)
+    right.legend(fontsize=8)
+    right.grid(axis="y", alpha=0.3)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path)

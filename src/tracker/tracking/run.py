@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 PARAMS_PER_CALL = 100  # MLflow's limit for one batch
-RESULTS = ("bitstream", "anchor", "scores", "tensors.json", "plots")  # artifacts that a run which failed must not keep
+# Artifacts that a run which failed must not keep.
+RESULTS = ("bitstream", "anchor", "scores", "tensors.json", "stages.json", "stages", "plots")
 
 
 class Run:

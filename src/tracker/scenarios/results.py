@@ -1,0 +1,123 @@
+"""What a compression run found, as metrics, tables and plots."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tracker.codecs.base import TensorRecord
+from tracker.codecs.chain import Codec
+from tracker.memory import peak_memory_mib
+from tracker.models import mean_squared_errors
+from tracker.scenarios.decision import Decision
+from tracker.scenarios.job import Job, Stopwatch
+from tracker.scenarios.transforming import Draft, stage_row
+from tracker.tasks.base import Evaluation
+from tracker.tracking import plots
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tracker.tracking.run import Run
+
+
+@dataclass(frozen=True)
+class Result:
+    """A compression run's findings.
+
+    Attributes:
+        job: what was run.
+        codec: the chain.
+        draft: the model as its transforms left it.
+        anchor_tensors: by name.
+        anchor_bytes: the anchor's float tensors as float32.
+        size: bytes of the bitstream.
+        anchor: the anchor's performance.
+        decoded: the decoded model's.
+        decision: what follows from the two.
+    """
+
+    job: Job
+    codec: Codec
+    draft: Draft
+    anchor_tensors: Mapping[str, Tensor]
+    anchor_bytes: int
+    size: int
+    anchor: Evaluation
+    decoded: Evaluation
+    decision: Decision
+
+    @property
+    def title(self) -> str:
+        """Above plots."""
+        return f"{self.job.anchor.name} · {self.codec.name}"
+
+
+def log_tensors(run: Run, result: Result, records: list[TensorRecord], decoded: Mapping[str, Tensor]) -> None:
+    """tensors.json, and the plot of it.
+
+    Errors are against the anchor; where a transform changed the architecture, against what it gave the coder.
+    """
+    coded = {record.name: record for record in records}
+    reference = result.draft.tensors if result.draft.edits else result.anchor_tensors
+    errors = mean_squared_errors(reference, decoded)
+    rows = []
+    for name, tensor in result.draft.tensors.items():
+        record = coded.get(name)
+        rows.append(
+            {
+                "tensor": name,
+                "shape": "x".join(map(str, tensor.shape)) or "scalar",
+                "stage": result.codec.coder_name if record else "side",
+                "step size": record.step_size if record else None,
+                "bytes": record.bytes if record else None,
+                "mean squared error": errors.get(name) if record is None or record.comparable else None,
+            }
+        )
+    run.log_table(rows, "tensors.json")
+    with tempfile.TemporaryDirectory(dir=result.job.folder) as folder:
+        plots.by_tensor(rows, Path(folder) / "tensors.png", result.title)
+        run.log_folder(Path(folder), "plots")
+
+
+def log_stages(run: Run, result: Result, watch: Stopwatch) -> None:
+    """What each stage of a chain gave: stages.json and a plot; nothing for a coder alone."""
+    if not result.draft.rows:
+        return
+    name, primary = result.codec.coder_name, result.job.task.primary
+    run.log_metrics({f"size/after_{name}_bytes": float(result.size)})
+    seconds = watch.seconds["encode"] - sum(row["seconds"] for row in result.draft.rows)
+    rows = [*result.draft.rows, stage_row(name, result.size, result.decoded.metrics[primary], result.draft, seconds)]
+    run.log_table(rows, "stages.json")
+    with tempfile.TemporaryDirectory(dir=result.job.folder) as folder:
+        anchor = {"bytes": result.anchor_bytes, "performance": result.anchor.metrics[primary]}
+        plots.by_stage(rows, anchor, primary, Path(folder) / "stages.png", result.title)
+        run.log_folder(Path(folder), "plots")
+
+
+def metrics(result: Result, watch: Stopwatch) -> dict[str, float]:
+    """All metrics of a compression run but those of single stages."""
+    primary, decision = result.job.task.primary, result.decision
+    found = {
+        "size/anchor_bytes": result.anchor_bytes,
+        "size/bitstream_bytes": result.size,
+        "size/rate_percent": 100 * result.size / result.anchor_bytes,
+        "size/bits_per_parameter": 32 * result.size / result.anchor_bytes,
+        "performance/anchor": result.anchor.metrics[primary],
+        "performance/decoded": result.decoded.metrics[primary],
+        "performance/drop": decision.drop,
+        "performance/transparent": float(decision.transparent),
+        "cost/mac_ratio": result.draft.mac_ratio,
+        "cost/memory_ratio": result.draft.memory_ratio,
+        "memory/peak_mib": peak_memory_mib(),
+    }
+    if decision.interval is not None:
+        found["performance/drop_low"], found["performance/drop_high"] = decision.interval
+    found |= {f"{name}/anchor": value for name, value in result.anchor.metrics.items()}
+    found |= {f"{name}/decoded": value for name, value in result.decoded.metrics.items()}
+    found |= {f"time/{part}_s": watch.seconds[part] for part in ("encode", "decode", "evaluate")}
+    found["time/total_s"] = result.job.seconds()
+    return found

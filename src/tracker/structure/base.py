@@ -1,0 +1,111 @@
+"""Edits, and how they are applied."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from tracker.component import locate
+from tracker.errors import TrackerError
+
+OURS = re.compile(r"[a-z][a-z0-9_]*")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One change of an architecture.
+
+    Attributes:
+        kind: the name of a module of `tracker.structure`, such as ``spatial_svd``; or the dotted path of a user's own
+            module, which the receiver loads only from a trusted package.
+        layers: what the change needs to know, by the name of the layer that it changes, such as its rank; plain JSON.
+    """
+
+    kind: str
+    layers: dict[str, Any]
+
+
+def rebuild(model: Any, edits: Iterable[Edit], trusted: Collection[str] = ()) -> Any:
+    """Apply edits to a newly built architecture, in order.
+
+    Args:
+        model: changed in place where its framework can do that.
+        edits: of a manifest.
+        trusted: packages besides ``tracker`` whose modules may be imported.
+
+    Returns:
+        The changed model.
+
+    Raises:
+        TrackerError: a kind is unknown or not trusted, or an edit does not fit the architecture.
+    """
+    for edit in edits:
+        function = locate(f"{_module(edit.kind, trusted)}.rebuild", "structure.kind")
+        try:
+            model = function(model, edit.layers)
+        except TrackerError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise TrackerError(
+                f"the bitstream's structure ({edit.kind}) does not fit the architecture: {type(error).__name__}: "
+                f"{reason}; is this the anchor that it was made of?"
+            ) from error
+    return model
+
+
+def _module(kind: str, trusted: Collection[str]) -> str:
+    """The module of a kind.
+
+    Raises:
+        TrackerError: there is none, or it comes from elsewhere.
+    """
+    if "." in kind:
+        if kind.split(".")[0] not in trusted:
+            raise TrackerError(
+                f"the bitstream's structure asks for {kind[:80]}, which is not a part of tracker: if you trust the "
+                f"package, name it with --trust {kind.split('.')[0][:40]}"
+            )
+        return kind
+    if not OURS.fullmatch(kind) or kind == "base" or importlib.util.find_spec(f"tracker.structure.{kind}") is None:
+        raise TrackerError(f"the bitstream's structure has the unknown kind {kind[:80]!r}; is tracker up to date?")
+    return f"tracker.structure.{kind}"
+
+
+def one_of(model: Any, name: str, kinds: type | tuple[type, ...]) -> Any:
+    """The module of a PyTorch model that an edit names.
+
+    Raises:
+        TrackerError: there is none of that name and kind.
+    """
+    found = dict(model.named_modules()).get(name)
+    if not name or not isinstance(found, kinds):
+        what = type(found).__name__ if found is not None and name else "nothing"
+        raise TrackerError(
+            f"the bitstream's structure does not fit the architecture: {name[:80]!r} is {what} there; "
+            "is this the anchor that it was made of?"
+        )
+    return found
+
+
+def replace(model: Any, name: str, module: Any) -> None:
+    """Put a module in the place of a PyTorch model's module."""
+    parent, _, last = name.rpartition(".")
+    owner = model.get_submodule(parent)
+    if last not in owner._modules:
+        raise TrackerError(f"the bitstream's structure does not fit the architecture: there is no {name[:80]!r}")
+    owner._modules[last] = module
+
+
+def count(value: Any, name: str, largest: int) -> int:
+    """A number of an edit, such as a rank: 1 to ``largest``.
+
+    Raises:
+        TrackerError: it is none, or out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
+        raise TrackerError(f"the bitstream's structure has {str(value)[:40]!r} for {name[:80]!r}: not 1 to {largest}")
+    return value
