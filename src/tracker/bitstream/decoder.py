@@ -56,7 +56,7 @@ def trusted_coder(manifest: Manifest, trusted: Collection[str] = ()) -> Coder:
     if not path.startswith("tracker.codecs.") and path.split(".")[0] not in trusted:
         raise TrackerError(
             f"the bitstream asks for the coder {path}, which is not a part of tracker: "
-            f"if you trust the package, name it with --trust {path.split('.')[0]}"
+            f"if you trust the package, name it by --trust {path.split('.')[0]} (scenario.trust of scenario=receive)"
         )
     found = locate(path, "coder")
     if not isinstance(found, type) or not issubclass(found, Coder) or inspect.isabstract(found):

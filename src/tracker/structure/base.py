@@ -58,21 +58,20 @@ def rebuild(model: Any, edits: Iterable[Edit], trusted: Collection[str] = ()) ->
 
 
 def _module(kind: str, trusted: Collection[str]) -> str:
-    """The module of a kind.
+    """The module of a kind: ours, or one of a trusted package.
 
     Raises:
-        TrackerError: there is none, or it comes from elsewhere.
+        TrackerError: it comes from elsewhere.
     """
-    if "." in kind:
-        if kind.split(".")[0] not in trusted:
-            raise TrackerError(
-                f"the bitstream's structure asks for {kind[:80]}, which is not a part of tracker: if you trust the "
-                f"package, name it with --trust {kind.split('.')[0][:40]}"
-            )
+    if OURS.fullmatch(kind) and kind != "base" and importlib.util.find_spec(f"tracker.structure.{kind}") is not None:
+        return f"tracker.structure.{kind}"
+    package = kind.split(".")[0]
+    if package in trusted:
         return kind
-    if not OURS.fullmatch(kind) or kind == "base" or importlib.util.find_spec(f"tracker.structure.{kind}") is None:
-        raise TrackerError(f"the bitstream's structure has the unknown kind {kind[:80]!r}; is tracker up to date?")
-    return f"tracker.structure.{kind}"
+    raise TrackerError(
+        f"the bitstream's structure asks for {kind[:80]!r}, which is not a part of this version of tracker: if it is a "
+        f"package's that you trust, name {package[:40]} in trusted (scenario.trust of scenario=receive)"
+    )
 
 
 def one_of(model: Any, name: str, kinds: type | tuple[type, ...]) -> Any:
