@@ -6,6 +6,7 @@ AIMET is the sender's alone: nothing that the receiver runs imports this module.
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
 import io
 import logging
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from tracker.errors import TrackerError
+from tracker.evaluation import on_device
+from tracker.frameworks.pytorch import FRAMEWORK
 
 if TYPE_CHECKING:
     from tracker.codecs.base import Context
@@ -37,9 +40,19 @@ def check_installed(stage: str) -> None:
 
 
 def load() -> None:
-    """Import AIMET without what it prints, and take its handlers off the console."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        import aimet_torch  # noqa: F401
+    """Import AIMET without what it prints, and take its handlers off the console.
+
+    Raises:
+        TrackerError: it is installed, but cannot be imported.
+    """
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            import aimet_torch  # noqa: F401
+    except (ImportError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise TrackerError(
+            f"aimet-torch cannot be imported ({reason}); install it again: pip install aimet-torch"
+        ) from error
     for logger in loggers():
         logger.handlers.clear()
 
@@ -80,6 +93,13 @@ class Positional(nn.Module):
         inputs: Any = tensors if self.keys is None else dict(zip(self.keys, tensors, strict=True))
         return self.predict(self.model, inputs)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Positional:
+        # AIMET copies the model often; the anchor behind `predict` (with its tokenizer, say) need not go with it.
+        made = Positional(copy.deepcopy(self.model, memo), self.predict, self.keys)
+        made.training = self.training
+        memo[id(self)] = made
+        return made
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -100,20 +120,32 @@ def prepared(model: nn.Module, context: Context) -> Prepared:
     """Make a model ready for AIMET, by the first of the calibration inputs.
 
     Raises:
-        TrackerError: the inputs are no tensors.
+        TrackerError: there are no inputs, they are no tensors, or the model does not run on them.
     """
     import torch
 
-    inputs = next(iter(context.calibration()))
+    inputs = next(iter(context.calibration()), None)
+    if inputs is None:
+        raise TrackerError("AIMET's stages run the model on calibration inputs, and there are none; add some to data")
     keys = list(inputs) if isinstance(inputs, dict) else None
     values = list(inputs.values()) if isinstance(inputs, dict) else inputs
     tensors = list(values) if isinstance(values, tuple | list) else [values]
     if not all(isinstance(tensor, Tensor) for tensor in tensors):
         raise TrackerError("AIMET's stages need inputs that are tensors; leave them out of this anchor's codec")
-    example = tuple(tensor[:1].to(context.device) for tensor in tensors)
     model = model.to(context.device).eval()
-    with torch.no_grad():
-        plain = len(example) == 1 and keys is None and isinstance(model(*example), Tensor)
-    if plain:
-        return Prepared(model, example, "")
-    return Prepared(Positional(model, context.predict, keys), example, "model.")
+    # Floating-point inputs in the model's own type, as in an evaluation.
+    example = on_device(tuple(tensor[:1] for tensor in tensors), context.device, FRAMEWORK.dtype(model))
+    try:
+        with torch.no_grad():
+            plain = len(example) == 1 and keys is None and isinstance(model(*example), Tensor)
+            ready = Prepared(model, example, "")
+            if not plain:
+                ready = Prepared(Positional(model, context.predict, keys).eval(), example, "model.")
+                ready.model(*example)
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise TrackerError(
+            f"AIMET cannot run the model on one calibration sample ({type(error).__name__}: {reason}); a model that "
+            "needs more than positional tensors, or more than one sample, cannot go through AIMET's stages"
+        ) from error
+    return ready
