@@ -7,13 +7,14 @@ import sys
 from typing import Any
 
 
-def compression_runs(experiment: str, count: int, words: list[str]) -> list[Any]:
+def compression_runs(experiment: str, count: int, words: list[str], strict: bool = True) -> list[Any]:
     """Run ``python -m tracker -m WORDS`` into an experiment.
 
     Args:
         experiment: its name; older runs may be in it.
         count: how many jobs the words describe.
         words: of the command line.
+        strict: whether a job that fails ends the script; else its run is left out.
 
     Returns:
         The MLflow runs of kind ``compression``, the newest first.
@@ -23,13 +24,13 @@ def compression_runs(experiment: str, count: int, words: list[str]) -> list[Any]
     from tracker.tracking.store import tracking_uri
 
     command = [sys.executable, "-m", "tracker", "-m", *words, f"tracking.experiment={experiment}"]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=strict, stdout=subprocess.DEVNULL)
     client = MlflowClient(tracking_uri())
     found = client.get_experiment_by_name(experiment)
     assert found is not None
     return client.search_runs(
         [found.experiment_id],
-        "tags.`tracker.kind` = 'compression'",
+        "tags.`tracker.kind` = 'compression' AND attributes.status = 'FINISHED'",
         order_by=["attributes.start_time DESC"],
         max_results=count,
     )

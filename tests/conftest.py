@@ -19,8 +19,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Nothing of the user's own cache is used or changed; the digits anchor is trained once per worker."""
     folder = tmp_path_factory.mktemp("cache")
     os.environ["TRACKER_CACHE"] = str(folder)
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
-    os.environ.pop("HYDRA_FULL_ERROR", None)
+    for name in ("MLFLOW_TRACKING_URI", "HYDRA_FULL_ERROR", "TRACKER_DATA"):
+        os.environ.pop(name, None)
     return folder
 
 

@@ -102,7 +102,9 @@ def data_root(root: Path | None, what: str) -> Path:
         TrackerError: it is not set, or does not exist.
     """
     if root is None:
-        raise TrackerError(f"data.root is not set: give the folder that holds {what}, as data.root=FOLDER or in TRACKER_DATA")
+        raise TrackerError(
+            f"data.root is not set: give the folder that holds {what}, as data.root=FOLDER or in TRACKER_DATA"
+        )
     root = root.expanduser()
     if not root.is_dir():
         raise TrackerError(f"data.root={root} is not a folder: give the folder that holds {what}")
