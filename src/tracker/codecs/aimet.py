@@ -84,18 +84,26 @@ def session(folder: Path) -> Iterator[None]:
 class Positional(nn.Module):
     """A model as AIMET wants it: positional tensors in, one tensor out."""
 
-    def __init__(self, model: nn.Module, predict: Callable[[Any, Any], Tensor], keys: list[str] | None) -> None:
+    def __init__(
+        self, model: nn.Module, predict: Callable[[Any, Any], Tensor], pack: Callable[[tuple[Tensor, ...]], Any]
+    ) -> None:
+        """A model behind its anchor's `predict`.
+
+        Args:
+            model: any.
+            predict: the anchor's.
+            pack: makes of positional tensors what `predict` takes.
+        """
         super().__init__()
-        self.model, self.predict, self.keys = model, predict, keys
+        self.model, self.predict, self.pack = model, predict, pack
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """The anchor's own way to run the model."""
-        inputs: Any = tensors if self.keys is None else dict(zip(self.keys, tensors, strict=True))
-        return self.predict(self.model, inputs)
+        return self.predict(self.model, self.pack(tensors))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Positional:
         # AIMET copies the model often; the anchor behind `predict` (with its tokenizer, say) need not go with it.
-        made = Positional(copy.deepcopy(self.model, memo), self.predict, self.keys)
+        made = Positional(copy.deepcopy(self.model, memo), self.predict, self.pack)
         made.training = self.training
         memo[id(self)] = made
         return made
@@ -127,7 +135,6 @@ def prepared(model: nn.Module, context: Context) -> Prepared:
     inputs = next(iter(context.calibration()), None)
     if inputs is None:
         raise TrackerError("AIMET's stages run the model on calibration inputs, and there are none; add some to data")
-    keys = list(inputs) if isinstance(inputs, dict) else None
     values = list(inputs.values()) if isinstance(inputs, dict) else inputs
     tensors = list(values) if isinstance(values, tuple | list) else [values]
     if not all(isinstance(tensor, Tensor) for tensor in tensors):
@@ -137,15 +144,38 @@ def prepared(model: nn.Module, context: Context) -> Prepared:
     example = on_device(tuple(tensor[:1] for tensor in tensors), context.device, FRAMEWORK.dtype(model))
     try:
         with torch.no_grad():
-            plain = len(example) == 1 and keys is None and isinstance(model(*example), Tensor)
-            ready = Prepared(model, example, "")
-            if not plain:
-                ready = Prepared(Positional(model, context.predict, keys).eval(), example, "model.")
-                ready.model(*example)
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+            output = context.predict(model, packer(inputs)(example))
+            if isinstance(inputs, Tensor) and _runs_plainly(model, example, output):
+                return Prepared(model, example, "")
+            ready = Prepared(Positional(model, context.predict, packer(inputs)).eval(), example, "model.")
+            ready.model(*example)
+    except Exception as error:  # a model's own code raises what it likes
+        if isinstance(error, TrackerError):
+            raise
         reason = " ".join(str(error).split())[:200]
         raise TrackerError(
             f"AIMET cannot run the model on one calibration sample ({type(error).__name__}: {reason}); a model that "
             "needs more than positional tensors, or more than one sample, cannot go through AIMET's stages"
         ) from error
     return ready
+
+
+def _runs_plainly(model: nn.Module, example: tuple[Tensor, ...], output: Tensor) -> bool:
+    """Whether the model alone does what the anchor's `predict` does."""
+    import torch
+
+    try:
+        alone = model(*example)
+    except Exception:  # as above
+        return False
+    return isinstance(alone, Tensor) and alone.shape == output.shape and torch.allclose(alone, output, equal_nan=True)
+
+
+def packer(inputs: Any) -> Callable[[tuple[Tensor, ...]], Any]:
+    """What makes of positional tensors a container like a batch of inputs."""
+    if isinstance(inputs, dict):
+        keys = list(inputs)
+        return lambda tensors: dict(zip(keys, tensors, strict=True))
+    if isinstance(inputs, tuple | list):
+        return list if isinstance(inputs, list) else tuple
+    return lambda tensors: tensors[0]
