@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import hashlib
 import logging
 import shutil
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +21,6 @@ from tracker.bitstream import bitstream_bytes, decode_bitstream, encode_bitstrea
 from tracker.bitstream.state import coded_part
 from tracker.cache import cache_folder
 from tracker.codecs.base import Context, TensorRecord
-from tracker.data.base import Samples
 from tracker.errors import TrackerError
 from tracker.evaluation import Batches, evaluate
 from tracker.frameworks import load_framework
@@ -150,7 +152,7 @@ class Compression:
                 )
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        summary.show_compression(job, run, anchor, size, 4 * self.parameters, evaluation, decision, self.uri)
+        summary.show_compression(result, run, self.uri)
         return {"run_id": run.id, "size": size, "drop": decision.drop, "transparent": decision.transparent}
 
     def _transformed(self, codec: Codec, run: Run, scratch: Path) -> Draft:
@@ -162,7 +164,7 @@ class Compression:
                 return None
             return self._evaluated(model, f"after {stage}").metrics[self.job.task.primary]
 
-        seconds = transform(codec, draft, self._context(), self.framework, self._state, performance, run, scratch)
+        seconds = transform(codec, draft, self._context, self.framework, self._state, performance, run, scratch)
         self.watch.add("encode", seconds)
         return draft
 
@@ -171,27 +173,37 @@ class Compression:
         model = self.framework.ready(draft.model, "cpu")
         with contextlib.nullcontext() if codec.coder.shows_progress else summary.activity(f"encode {codec.name}"):
             manifest, records = encode_bitstream(
-                codec, draft.tensors, model, folder, self._context(), draft.edits, draft.integers
+                codec, draft.tensors, model, folder, self._context, draft.edits, draft.integers
             )
         return manifest.sha256, records
 
+    @cached_property
     def _context(self) -> Context:
-        """What stages may use: the calibration and training splits, without labels, and the anchor."""
+        """What stages may use: the calibration and training splits, without labels, and the anchor.
+
+        Each split is decoded once, however often a stage goes through it.
+        """
         job = self.job
 
-        def inputs(samples: Samples) -> Any:
-            return (batch for batch, _ in Batches(samples, job.anchor, job.task))
+        @functools.cache
+        def batches(split: str) -> Batches:
+            samples = job.data.samples("calibration") if split == "calibration" else job.data.training()
+            return Batches(samples, job.anchor, job.task)
 
         def key() -> str:
-            parts = (self.sha256, self.task_sha256, job.data.digest("calibration"))
-            return hashlib.sha256("".join(parts).encode()).hexdigest()
+            # The split that figures are reported on is no part of it: scores on calibration data do not know it.
+            unsplit = dataclasses.replace(job, task=job.task.model_copy(update={"split": "report"}))
+            calibration = job.data.digest("calibration")
+            architecture = self.framework.describe(self.model)
+            task = anchors.task_digest(unsplit, architecture, calibration, self.device)
+            return hashlib.sha256(f"{self.sha256}{task}".encode()).hexdigest()
 
         return Context(
             job.anchor.predict,
-            lambda: inputs(job.data.samples("calibration")),
+            lambda: (inputs for inputs, _ in batches("calibration")),
             job.settings.seed,
             self.device,
-            training=lambda: inputs(job.data.training()),
+            training=lambda: (inputs for inputs, _ in batches("training")),
             agreement=job.task.agreement,
             anchor=self.model,
             key=key,

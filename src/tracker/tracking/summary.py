@@ -16,9 +16,8 @@ from urllib.request import url2pathname
 from tracker.tracking.store import DEFAULT_URI, without_secrets
 
 if TYPE_CHECKING:
-    from tracker.scenarios.decision import Decision
     from tracker.scenarios.job import Job
-    from tracker.tasks.base import Evaluation
+    from tracker.scenarios.results import Result
     from tracker.tracking.anchors import LoggedAnchor
     from tracker.tracking.run import Run
 
@@ -50,27 +49,22 @@ def show_anchor(job: Job, anchor: LoggedAnchor, size: int, uri: str) -> None:
     log.info("run %s · %s", anchor.run_id, ui_command(uri))
 
 
-def show_compression(
-    job: Job,
-    run: Run,
-    anchor: LoggedAnchor,
-    size: int,
-    anchor_size: int,
-    decoded: Evaluation,
-    decision: Decision,
-    uri: str,
-) -> None:
+def show_compression(result: Result, run: Run, uri: str) -> None:
     """The lines at the end of a compression run."""
-    primary = job.task.primary
+    job, decision, primary = result.job, result.decision, result.job.task.primary
     log.info(
         "%s · %s: %s of %s bytes, rate %.2f %%, %.2f bits per parameter",
         job.anchor.name,
         run.name,
-        f"{size:,}",
-        f"{anchor_size:,}",
-        100 * size / anchor_size,
-        32 * size / anchor_size,
+        f"{result.size:,}",
+        f"{result.anchor_bytes:,}",
+        100 * result.size / result.anchor_bytes,
+        32 * result.size / result.anchor_bytes,
     )
+    for row in result.draft.rows:
+        performance = "" if row["performance"] is None else f", {primary} {row['performance']:.4f}"
+        cost = f", MACs {row['mac ratio']:.1%}" if row["mac ratio"] != 1 else ""
+        log.info("after %s: %s bytes%s%s", row["stage"], f"{row['bytes']:,}", performance, cost)
     interval = ""
     if decision.interval is not None:
         interval = f" [{decision.interval[0]:.4g}, {decision.interval[1]:.4g} at {decision.confidence:.0%}]"
@@ -78,8 +72,8 @@ def show_compression(
     log.info(
         "%s %.4f, anchor %.4f, drop %.4g%s: %s (tolerance %g)",
         primary,
-        decoded.metrics[primary],
-        anchor.evaluation.metrics[primary],
+        result.decoded.metrics[primary],
+        result.anchor.metrics[primary],
         decision.drop,
         interval,
         verdict,
