@@ -5,7 +5,9 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 TESTS ?= tests
 WORKERS ?= 2
 
-.PHONY: demo test test-install lint types clean
+EXTRAS = timm,transformers,aimet,tensorflow,joblib
+
+.PHONY: demo test test-install extras lint types clean
 
 demo: $(VENV)/.installed  ## set up what is missing and run the main job on the default anchor
 	$(VENV)/bin/python -m tracker +codec=nnc
@@ -15,6 +17,9 @@ test: $(VENV)/.installed-dev  ## set up what is missing and run the tests
 
 test-install: $(VENV)/.installed-dev  ## build the wheel, install it into an empty environment, run it there
 	$(VENV)/bin/python -m pytest -m install $(TESTS)
+
+extras: $(VENV)/.installed  ## what is optional: AIMET, TensorFlow, timm, transformers, the joblib launcher
+	$(PIP) install --quiet -c constraints.txt -e ".[$(EXTRAS)]"
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
@@ -31,7 +36,7 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) install --quiet -c constraints.txt -e ".[dev,timm,transformers,aimet,tensorflow,joblib]"
+	$(PIP) install --quiet -c constraints.txt -e ".[dev,$(EXTRAS)]"
 	touch $@
 
 clean:
