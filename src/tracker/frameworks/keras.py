@@ -1,0 +1,315 @@
+"""Keras 3 on TensorFlow: models are keras.Model, tensors are their weights, output channel first."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tracker.errors import TrackerError
+from tracker.frameworks.base import Framework
+from tracker.frameworks.keras_layout import Layout, layout
+
+if TYPE_CHECKING:
+    import numpy as np
+
+NUMBER = re.compile(r"_\d+$")
+# Types that numpy has not, and integers of their width, which torch and numpy both have.
+WIDE = {"bfloat16": (torch.bfloat16, torch.int16, "uint16")}
+
+
+@functools.cache
+def load() -> Any:
+    """The module keras, on TensorFlow, which is told to print nothing and to take a GPU's memory as it needs it.
+
+    Raises:
+        TrackerError: TensorFlow is not installed or cannot be imported, or Keras runs on something else already.
+    """
+    loaded = sys.modules.get("keras")
+    if loaded is None:
+        os.environ["KERAS_BACKEND"] = "tensorflow"
+    try:
+        import keras
+        import tensorflow
+    except ModuleNotFoundError as error:
+        raise TrackerError(
+            "an anchor of Keras needs tensorflow, which is not installed: pip install 'tracker[tensorflow]'"
+        ) from error
+    except Exception as error:  # a broken installation fails in ways of its own
+        reason = " ".join(str(error).split())[:200]
+        raise TrackerError(f"tensorflow cannot be imported ({reason}); install it anew") from error
+    if not keras.__version__.startswith("3."):
+        raise TrackerError(f"an anchor of Keras needs Keras 3, not {keras.__version__}: pip install 'keras>=3'")
+    if keras.backend.backend() != "tensorflow":
+        raise TrackerError(
+            f"Keras runs on {keras.backend.backend()} in this process, and tracker needs TensorFlow: take "
+            "KERAS_BACKEND out of the environment and of your code"
+        )
+    tensorflow.get_logger().setLevel("ERROR")
+    for gpu in tensorflow.config.list_physical_devices("GPU"):
+        try:
+            tensorflow.config.experimental.set_memory_growth(gpu, True)
+        except RuntimeError:
+            break  # TensorFlow is at work already; its user has decided
+    return keras
+
+
+class Entry(NamedTuple):
+    """A weight: the variable, and how its values are laid out in the tensor."""
+
+    variable: Any
+    layout: Layout
+
+
+def own_name(item: Any) -> str:
+    """A layer's name; without its number where Keras made the name of the layer's class."""
+    plain = NUMBER.sub("", item.name)
+    return plain if plain == snake(type(item).__name__) else str(item.name)
+
+
+def snake(name: str) -> str:
+    """A class's name as Keras makes layer names of it."""
+    from keras.src.utils.naming import to_snake_case
+
+    return str(to_snake_case(name))
+
+
+def unique(name: str, taken: Collection[str]) -> str:
+    """A name that is not taken: the name itself, or with a number behind it."""
+    found, number = name, 0
+    while found in taken:
+        number += 1
+        found = f"{name}_{number}"
+    return found
+
+
+def layers_by_name(model: Any) -> dict[str, Any]:
+    """All layers of a model, nested ones too, by names that do not depend on what was built before.
+
+    Keras numbers layers through the whole process: the second model has ``conv2d_3`` where the first had ``conv2d``.
+    Here such numbers are counted anew within each layer. Nested layers stand behind their owner and a slash.
+    """
+    found: dict[str, Any] = {}
+    seen = {id(model)}
+
+    def visit(owner: Any, prefix: str) -> None:
+        taken: set[str] = set()
+        for item in owner._flatten_layers(include_self=False, recursive=False):
+            if id(item) in seen:
+                continue  # shared: it has its name from where it is first
+            seen.add(id(item))
+            name = unique(own_name(item), taken)
+            taken.add(name)
+            found[prefix + name] = item
+            visit(item, f"{prefix}{name}/")
+
+    visit(model, "")
+    return found
+
+
+def entries(model: Any) -> dict[str, Entry]:
+    """A model's weights by name, in the order of its layers.
+
+    Raises:
+        TrackerError: it has no weights yet.
+    """
+    if not model.built:
+        raise TrackerError(
+            "the Keras model has no weights yet: give it an Input layer, or call it once on an input where it is built"
+        )
+    found: dict[str, Entry] = {}
+    seen: set[int] = set()
+    # Nested layers come behind their owner, and own what they have; an owner's list has theirs as well.
+    owned = list(layers_by_name(model).items())
+    parts: dict[str, dict[str, Entry]] = {}
+    for path, item in [*reversed(owned), ("", model)]:
+        part: dict[str, Entry] = {}
+        for variable in item.weights:
+            if id(variable) not in seen:
+                seen.add(id(variable))
+                name = unique(variable.name, part)
+                part[name] = Entry(variable, layout(item, variable.name, len(variable.shape)))
+        parts[path] = part
+    for path in ["", *(path for path, _ in owned)]:
+        for name, entry in parts[path].items():
+            found[f"{path}/{name}" if path else name] = entry
+    return found
+
+
+def read(variable: Any) -> Tensor:
+    """A variable's values."""
+    import numpy as np
+
+    values: np.ndarray = np.array(variable)  # a copy
+    wide = WIDE.get(variable.dtype)
+    if wide is not None:
+        dtype, integers, bits = wide
+        return torch.from_numpy(values.view(bits).astype(np.int16, copy=False)).view(integers).view(dtype)
+    try:
+        return torch.from_numpy(values)
+    except TypeError as error:
+        raise TrackerError(
+            f"the weight {variable.path} is {variable.dtype}, which PyTorch's tensors cannot hold; save the model with "
+            "weights of float32"
+        ) from error
+
+
+def write(variable: Any, values: Tensor) -> None:
+    """Give a variable values."""
+    import numpy as np
+
+    wide = WIDE.get(variable.dtype)
+    if wide is not None:
+        import ml_dtypes
+
+        dtype, integers, _ = wide
+        variable.assign(values.to(dtype).view(integers).numpy().view(getattr(ml_dtypes, variable.dtype)))
+        return
+    variable.assign(values.numpy().astype(np.dtype(variable.dtype), copy=False))
+
+
+class Keras(Framework):
+    """Models that are keras.Model."""
+
+    name: ClassVar[str] = "keras"
+    title: ClassVar[str] = "Keras"
+
+    def fill(self, model: Any, tensors: Mapping[str, Tensor], what: str) -> None:
+        """Assign every weight."""
+        import numpy as np
+
+        found = entries(checked(model))
+        for name in tensors.keys() & found.keys():
+            variable, order = found[name]
+            if tuple(tensors[name].shape) != order.shape(tuple(variable.shape)):
+                raise TrackerError(
+                    f"{what} do not fit the architecture: {name} is {tuple(tensors[name].shape)}, but the model has "
+                    f"{order.shape(tuple(variable.shape))}"
+                )
+        missing, unexpected = sorted(found.keys() - tensors.keys()), sorted(tensors.keys() - found.keys())
+        if missing or unexpected:
+            parts = [
+                f"{len(names)} {kind}, such as {names[0]}"
+                for kind, names in (("missing", missing), ("unexpected", unexpected))
+                if names
+            ]
+            raise TrackerError(f"{what} do not fit the architecture: {'; '.join(parts)}")
+        for variable, _ in found.values():
+            if "float" in variable.dtype:
+                variable.assign(np.full(variable.shape, np.nan, np.float32))
+        for name, (variable, order) in found.items():
+            write(variable, order.to_variable(tensors[name].detach().cpu(), tuple(variable.shape)))
+
+    def state(self, model: Any, given: Collection[str]) -> dict[str, Tensor]:
+        """All weights; random seeds and the state of metrics and optimisers are none."""
+        return {name: order.to_tensor(read(variable)) for name, (variable, order) in entries(checked(model)).items()}
+
+    def ready(self, model: Any, device: str) -> Any:
+        """The model as it is: TensorFlow places it, and `predict` runs it in evaluation mode."""
+        return model
+
+    def dtype(self, model: Any) -> torch.dtype | None:
+        """None: Keras casts inputs itself."""
+        return None
+
+    def copy(self, model: Any) -> Any:
+        """The architecture built again from its configuration, with copied weights.
+
+        Raises:
+            TrackerError: it has no configuration (a subclass of keras.Model without ``get_config``).
+        """
+        keras = load()
+        try:
+            if isinstance(model, keras.Sequential) or is_functional(model):
+                twin = keras.models.clone_model(model)
+            else:
+                twin = type(model).from_config(model.get_config())
+                twin.build_from_config(model.get_build_config())
+            twin.set_weights(model.get_weights())
+        except Exception as error:  # a user's own class raises what it likes
+            raise TrackerError(
+                f"the Keras model {type(model).__name__} cannot be copied ({' '.join(str(error).split())[:160]}); give "
+                "its class get_config() and from_config(), or make it of keras.Input and keras.Model(inputs, outputs)"
+            ) from error
+        return twin
+
+    def describe(self, model: Any) -> str:
+        """The configuration as JSON, with layer names that do not depend on what was built before.
+
+        A model without a configuration is described by its layers'.
+        """
+        try:
+            config = json.loads(model.to_json())
+        except Exception:  # a subclass without get_config, or with one that is not complete
+            parts = ((path, type(item).__name__, _config(item)) for path, item in layers_by_name(model).items())
+            return json.dumps([type(model).__name__, *parts], default=str)
+        config.pop("compile_config", None)
+        return json.dumps(stable(config), sort_keys=True)
+
+
+def checked(model: Any) -> Any:
+    """A model, if it is one of Keras.
+
+    Raises:
+        TrackerError: it is none.
+    """
+    if not isinstance(model, load().Model):
+        raise TrackerError(f"the anchor's model is {type(model).__name__}, not a keras.Model")
+    return model
+
+
+def is_functional(model: Any) -> bool:
+    """Whether a model is a graph of layers, made by ``keras.Model(inputs, outputs)``, and its class adds no code."""
+    from keras.src.models.functional import Functional
+
+    return isinstance(model, Functional) and type(model).call is Functional.call
+
+
+def stable(config: Any) -> Any:
+    """A model's configuration, with names that Keras numbered numbered anew in the order in which they appear."""
+    names: dict[str, str] = {}
+    counts: dict[str, int] = {}
+    for cls, name in _names(config):
+        plain = NUMBER.sub("", name)
+        if plain == snake(cls) and name not in names:
+            names[name] = f"{plain} {counts.setdefault(plain, 0)}"
+            counts[plain] += 1
+
+    def renamed(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: renamed(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [renamed(item) for item in value]
+        return names.get(value, value) if isinstance(value, str) else value
+
+    return renamed(config)
+
+
+def _names(config: Any) -> Iterator[tuple[str, str]]:
+    """(class, name) of every layer and operation in a configuration."""
+    if isinstance(config, dict):
+        inner = config.get("config")
+        if isinstance(config.get("class_name"), str) and isinstance(inner, dict) and isinstance(inner.get("name"), str):
+            yield config["class_name"], inner["name"]
+        for item in config.values():
+            yield from _names(item)
+    elif isinstance(config, list):
+        for item in config:
+            yield from _names(item)
+
+
+def _config(item: Any) -> str:
+    try:
+        return json.dumps(stable({"class_name": type(item).__name__, "config": item.get_config()}), default=str)
+    except Exception:  # a user's own layer
+        return ""
+
+
+FRAMEWORK = Keras()
