@@ -1,0 +1,135 @@
+"""Post-training quantisation through AIMET's QuantizationSimModel.
+
+What the options do is described in the AIMET documentation (https://quic.github.io/aimet-pages), in Nagel et al. 2019,
+"Data-Free Quantization Through Weight Equalization and Bias Correction" (BatchNorm folding, cross-layer equalisation,
+high-bias folding), in Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization" (AdaRound), and
+in Nagel et al. 2021, "A White Paper on Neural Network Quantization". AIMET is the sender's alone: the receiver gets the
+integers, their scales and the changes of the architecture.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from tracker.codecs import aimet
+from tracker.codecs.base import Context, Transform, Transformed
+from tracker.errors import TrackerError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+BITS = range(4, 17)
+SEQUENTIAL_MSE_BITS = 4  # AIMET leaves layers of more bits out of its sequential MSE
+
+
+class QuantSim(Transform):
+    """Weights as integers and scales, as AIMET's quantisers make them; activations simulated on top."""
+
+    final: ClassVar[bool] = True
+
+    bits: int = Field(default=8, description="of the weights, 4 to 16")
+    bits_per_layer: dict[str, int] = Field(default={}, description="bits by layer name, before the above")
+    ignore: list[str] = Field(default=[], description="layers, or modules with all in them, kept in floating point")
+    per_channel: bool = Field(default=True, description="a scale for each output channel, not for each tensor")
+    symmetric: bool = Field(default=True, description="encodings around zero; false: with an offset")
+    scheme: Literal["min_max", "tf_enhanced"] = Field(
+        default="min_max", description="how ranges are chosen: all values, or the best signal-to-noise ratio"
+    )
+    fold_norm: bool = Field(default=True, description="fold BatchNorm into the layers beside it")
+    equalise: bool = Field(default=False, description="cross-layer equalisation and high-bias folding")
+    replace_relu6: bool = Field(default=False, description="ReLU in place of ReLU6, which equalisation cannot pass")
+    rounding: Literal["nearest", "adaround"] = "nearest"
+    adaround_iterations: int | None = Field(default=None, ge=1, description="for each layer; null: AIMET's own")
+    sequential_mse: bool = Field(default=False, description="search the range that is best for each layer's output")
+    candidates: int = Field(default=20, ge=2, description="ranges that sequential_mse tries")
+    activations: Literal[8, 16] | None = Field(default=None, description="also simulate activations of so many bits")
+    calibration_batches: int | None = Field(default=16, ge=1, description="of the calibration split; null: all of it")
+
+    @field_validator("bits_per_layer", "ignore", mode="before")
+    @classmethod
+    def _none_is_empty(cls, value: Any, info: Any) -> Any:
+        # null in the config, because Hydra lets no key be added to a dict there without a +.
+        return ({} if info.field_name == "bits_per_layer" else []) if value is None else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> QuantSim:
+        named = {"bits": self.bits} | {f"bits_per_layer.{name}": bits for name, bits in self.bits_per_layer.items()}
+        for name, bits in named.items():
+            if bits not in BITS:
+                raise ValueError(f"{name}={bits} does not exist: weights have {BITS[0]} to {BITS[-1]} bits")
+        if self.equalise and not self.fold_norm:
+            raise ValueError("equalise works on layers into which BatchNorm was folded: set fold_norm=true")
+        if self.replace_relu6 and not self.equalise:
+            raise ValueError("replace_relu6 serves nothing but equalisation: set equalise=true, or leave it out")
+        if self.rounding == "adaround" and self.sequential_mse:
+            raise ValueError(
+                "AdaRound takes its ranges from the weights and would undo those of sequential MSE: choose one of "
+                "rounding=adaround and sequential_mse=true"
+            )
+        if self.rounding != "adaround" and self.adaround_iterations is not None:
+            raise ValueError("adaround_iterations needs rounding=adaround")
+        if self.sequential_mse and SEQUENTIAL_MSE_BITS not in named.values():
+            raise ValueError(
+                f"AIMET's sequential MSE works on layers of {SEQUENTIAL_MSE_BITS} bits only, and there are none: set "
+                f"bits={SEQUENTIAL_MSE_BITS}, or leave sequential_mse out"
+            )
+        return self
+
+    def check(self) -> None:
+        """Refuse a machine without aimet-torch."""
+        aimet.check_installed("quantsim")
+
+    def check_model(self, model: nn.Module, framework: str) -> None:
+        """Refuse names of layers that the model does not have.
+
+        Raises:
+            TrackerError: there is such a name, or it is no PyTorch model.
+        """
+        super().check_model(model, framework)
+        modules = dict(model.named_modules())
+        for key, name in self._named():
+            # A stage before this one may have put several layers in the place of one: svd makes conv1.0 of conv1.
+            if name not in modules and not (name.rpartition(".")[0] in modules and _leaf(modules, name)):
+                raise unknown(key, name, modules)
+
+    def prepare(self) -> None:
+        """Import AIMET."""
+        aimet.load()
+
+    def apply(self, model: nn.Module, context: Context) -> Transformed:
+        """Quantise the weights.
+
+        Returns:
+            The model with the values of the integers, the integers, the BatchNorms that were folded, a table and a
+            plot of the layers, and with ``activations`` a simulation of them.
+
+        Raises:
+            TrackerError: AIMET cannot work on the model, or a name in the configuration is not in it.
+        """
+        from tracker.codecs.quantsim_flow import quantise
+
+        modules = dict(model.named_modules())
+        for key, name in self._named():
+            if name not in modules:
+                raise unknown(key, name, modules)
+        return quantise(self, model, context)
+
+    def _named(self) -> list[tuple[str, str]]:
+        """Names of layers in the configuration, and where they are."""
+        return [("ignore", name) for name in self.ignore] + [("bits_per_layer", name) for name in self.bits_per_layer]
+
+
+def _leaf(modules: dict[str, nn.Module], name: str) -> bool:
+    """Whether the module in which another one is said to be is a layer itself."""
+    parent = name.rpartition(".")[0]
+    return bool(parent) and not list(modules[parent].children())
+
+
+def unknown(key: str, name: str, names: Any) -> TrackerError:
+    """The refusal of a layer's name."""
+    close = difflib.get_close_matches(name, [known for known in names if known], n=1, cutoff=0.0)
+    hint = f"; is it {close[0]!r}?" if close else ""
+    return TrackerError(f"codec.quantsim.{key} names {name!r}, which is no layer of the model{hint}")
