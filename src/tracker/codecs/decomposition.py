@@ -1,0 +1,188 @@
+"""What spatial and weight SVD have in common: their options, and what of a model they refuse.
+
+Names and meanings of the options are those of AIMET (https://quic.github.io/aimet-pages, "Spatial SVD", "Weight SVD",
+"Greedy selection of compression ratios").
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from tracker.codecs.base import Context, Transform, Transformed
+from tracker.errors import TrackerError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Ratio = Annotated[float, Field(gt=0, le=1)]
+Rank = Annotated[int, Field(ge=1)]
+
+
+class Decomposition(Transform):
+    """Layers as products of two of lower rank.
+
+    A ratio is a layer's cost after the decomposition over its cost before; AIMET takes the largest rank that keeps it
+    within the ratio. Ratio 1 leaves a layer as it is, and so does a rank at which the pair would cost more than the
+    layer.
+    """
+
+    frameworks: ClassVar[frozenset[str]] = frozenset({"pytorch", "keras"})
+    key: ClassVar[str]  # the stage's name in configs and metrics
+    kind: ClassVar[str]  # of the edits
+
+    mode: Literal["manual", "auto"] = "manual"
+    ratio: Ratio = Field(default=0.5, description="manual: of every layer; auto: of the model, without target_ratio")
+    ratios: dict[str, Ratio] = Field(default={}, description="manual: ratio by layer, before `ratio`")
+    rank: Rank | None = Field(default=None, description="manual: rank of every layer, instead of `ratio`")
+    ranks: dict[str, Rank] = Field(default={}, description="manual: rank by layer, before all others")
+    layers: list[str] | None = Field(default=None, description="manual: only these layers; null: all")
+    ignore: list[str] = Field(default=[], description="layers to leave as they are")
+    target_ratio: float | None = Field(
+        default=None, gt=0, lt=1, description="auto: cost of the model after over before"
+    )
+    candidates: int = Field(default=10, ge=2, le=1000, description="auto: ratios to try are 1/candidates apart")
+    monotonic_fit: bool = Field(default=False, description="auto: make the scores rise with the ratio")
+    evaluation_iterations: int | None = Field(default=4, ge=1, description="calibration batches of a score; null: all")
+    cost_metric: Literal["mac", "memory"] = "mac"
+    multiplicity: int = Field(default=1, ge=1, description="ranks are rounded up to multiples of this")
+    on_failure: Literal["skip", "refuse"] = Field(default="skip", description="where AIMET fails on a layer")
+
+    @field_validator("ratios", "ranks", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        # null in the config, because Hydra lets no key be added to a dict there without a +; and 0 for "0".
+        return {str(name): item for name, item in value.items()} if isinstance(value, dict) else value or {}
+
+    @field_validator("ignore", "layers", mode="before")
+    @classmethod
+    def _names(cls, value: Any, info: Any) -> Any:
+        if value is None:
+            return [] if info.field_name == "ignore" else None
+        return [str(name) for name in value] if isinstance(value, list | tuple) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Decomposition:
+        if self.mode == "auto":
+            if self.ratios or self.ranks or self.rank is not None or self.layers is not None:
+                raise ValueError(
+                    "mode=auto chooses the layers' ratios itself: leave out ratios, ranks, rank and layers, or take "
+                    "mode=manual"
+                )
+            if self.target >= 1:
+                raise ValueError("mode=auto needs a ratio below 1: set target_ratio")
+        elif self.target_ratio is not None:
+            raise ValueError("target_ratio is for mode=auto: add mode=auto, or set ratio")
+        if self.multiplicity > 1 and (self.ranks or self.rank is not None):
+            raise ValueError(
+                "multiplicity rounds the ranks that follow from ratios: leave it at 1 where ranks are given"
+            )
+        twice = sorted(self.ratios.keys() & self.ranks.keys())
+        if twice:
+            raise ValueError(f"{twice[0]} has both a ratio and a rank: keep one of them")
+        both = sorted(set(self.ignore) & {*self.ratios, *self.ranks, *(self.layers or ())})
+        if both:
+            raise ValueError(f"{both[0]} is in ignore and has a ratio, a rank or a place in layers: keep one of them")
+        if self.layers is not None:
+            outside = sorted({*self.ratios, *self.ranks} - set(self.layers))
+            if outside:
+                raise ValueError(f"{outside[0]} has a ratio or a rank, but is not in layers: add it there")
+            if not self.layers:
+                raise ValueError("layers is empty, so nothing would be done: name layers, or set it to null for all")
+        return self
+
+    @property
+    def target(self) -> float:
+        """The model's ratio in mode auto."""
+        return self.ratio if self.target_ratio is None else self.target_ratio
+
+    def named(self) -> list[tuple[str, str]]:
+        """The layers that the options name, each with its option."""
+        options: dict[str, Iterable[str]] = {
+            "ratios": self.ratios,
+            "ranks": self.ranks,
+            "layers": self.layers or (),
+            "ignore": self.ignore,
+        }
+        return [(option, name) for option, names in options.items() for name in names]
+
+    @staticmethod
+    @abstractmethod
+    def types() -> tuple[type[nn.Module], ...]:
+        """The PyTorch layers that the decomposition is for."""
+
+    def check_model(self, model: Any, framework: str) -> None:
+        """Refuse a PyTorch model without layers to decompose, or without those that the options name.
+
+        Raises:
+            TrackerError: that, or aimet-torch is missing.
+        """
+        super().check_model(model, framework)
+        if framework != "pytorch":
+            return
+        from tracker.codecs import aimet
+
+        aimet.check_installed(self.key)
+        kinds = " or ".join(kind.__name__ for kind in self.types())
+        if not any(isinstance(module, self.types()) for module in model.modules()):
+            raise TrackerError(f"codec.{self.key} decomposes {kinds} layers, and the anchor has none; leave it out")
+        for option, name in self.named():
+            self.check_layer(model, option, name, final=False)
+        aimet.load()
+
+    def check_layer(self, model: nn.Module, option: str, name: str, final: bool) -> None:
+        """Refuse a name that is no layer of a model.
+
+        Args:
+            model: to look into.
+            option: that has the name.
+            name: of a layer.
+            final: whether the model is the one that the stage gets; else an earlier stage may yet split a layer, so
+                that ``conv.0`` passes where ``conv`` could be split.
+
+        Raises:
+            TrackerError: there is none, or it is of another type.
+        """
+        modules = dict(model.named_modules(remove_duplicate=False))
+        kinds = " or ".join(kind.__name__ for kind in self.types())
+        found = modules.get(name)
+        if isinstance(found, self.types()):
+            return
+        if found is not None:
+            if option == "ignore":
+                return
+            raise TrackerError(f"codec.{self.key}.{option} names {name}, a {type(found).__name__}, and not a {kinds}")
+        parents = [modules.get(name[:at]) for at, letter in enumerate(name) if letter == "."]
+        if not final and any(map(_splittable, parents)):
+            return
+        layers = [known for known, module in modules.items() if isinstance(module, self.types())]
+        close = difflib.get_close_matches(name, layers, 1, cutoff=0.0)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise TrackerError(f"codec.{self.key}.{option} names {name}, and the model has no such layer{hint}")
+
+    def apply(self, model: Any, context: Context) -> Transformed:
+        """The model with its layers decomposed.
+
+        Raises:
+            TrackerError: the options do not fit the model, or AIMET cannot run it.
+        """
+        if context.framework == "keras":
+            # By name: TensorFlow's side is checked and imported only where there is a Keras model.
+            module: Any = importlib.import_module("tracker.codecs.keras_svd")
+            given: Transformed = module.apply(self, model, context, self.kind)
+            return given
+        from tracker.codecs import aimet_svd
+
+        return aimet_svd.apply(self, model, context)
+
+
+def _splittable(module: Any) -> bool:
+    """Whether a transform may put a Sequential of layers in a module's place."""
+    from torch import nn
+
+    return isinstance(module, nn.Conv2d | nn.Linear)
