@@ -46,7 +46,7 @@ def load() -> None:
         TrackerError: it is installed, but cannot be imported.
     """
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with _quiet():
             import aimet_torch  # noqa: F401
     except (ImportError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -55,6 +55,20 @@ def load() -> None:
         ) from error
     for logger in loggers():
         logger.handlers.clear()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing on the console, and the root logger as it was: AIMET writes its name into it, and may add handlers."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    root.setLevel(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        root.setLevel(level)
+        root.handlers[:] = handlers
 
 
 def loggers() -> list[logging.Logger]:
