@@ -18,15 +18,43 @@ from tracker.cache import cache_folder
 from tracker.errors import TrackerError
 
 
-class MLflow(OwnModel):
-    """A logged or registered PyTorch model of the tracking store that the run itself is logged to.
+class Logged(OwnModel):
+    """The base of anchors that are a logged or registered model of the store that the run itself is logged to."""
+
+    uri: str = Field(min_length=1, description="runs:/RUN_ID/NAME, models:/NAME/VERSION, models:/NAME@ALIAS, ...")
+    allow_pickle: bool = Field(default=False, description="unpickling a model runs the code in it")
+
+    @cached_property
+    def _downloaded(self) -> tuple[Path, dict[str, Any]]:
+        """The model's folder, downloaded once, and its flavours with their settings."""
+        from tracker.tracking import store
+
+        address = store.tracking_uri()
+        store.connect(address)
+        import mlflow.artifacts
+        from mlflow.models import Model
+
+        try:
+            folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=self.uri, dst_path=self._scratch.name))
+            return folder, Model.load(str(folder)).flavors
+        except Exception as error:  # every artifact store has its own
+            raise TrackerError(
+                f"anchor.uri={self.uri} cannot be had from the MLflow store {store.without_secrets(address)} "
+                f"({one_line(error, 160)}); set MLFLOW_TRACKING_URI to the store that has it"
+            ) from error
+
+    @cached_property
+    def _scratch(self) -> tempfile.TemporaryDirectory[str]:
+        """Removed when the process ends; every new model is read from it."""
+        return tempfile.TemporaryDirectory(prefix="mlflow-", dir=cache_folder())
+
+
+class MLflow(Logged):
+    """A PyTorch model of MLflow.
 
     MLflow's own format since 3.x, a torch.export program, is read without unpickling. A pickled model is refused
     unless `allow_pickle` says that its source is trusted.
     """
-
-    uri: str = Field(min_length=1, description="runs:/RUN_ID/NAME, models:/NAME/VERSION, models:/NAME@ALIAS, ...")
-    allow_pickle: bool = Field(default=False, description="unpickling a model runs the code in it")
 
     def build(self) -> nn.Module:
         """The model, loaded anew.
@@ -62,27 +90,12 @@ class MLflow(OwnModel):
 
     @cached_property
     def _files(self) -> tuple[Path, Path]:
-        """The model's folder, downloaded once, and the one below it with the weights."""
-        from tracker.tracking import store
-
-        address = store.tracking_uri()
-        store.connect(address)
-        import mlflow.artifacts
-        from mlflow.models import Model
-
-        try:
-            folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=self.uri, dst_path=self._scratch.name))
-            flavours: dict[str, Any] = Model.load(str(folder)).flavors
-        except Exception as error:  # every artifact store has its own
-            raise TrackerError(
-                f"anchor.uri={self.uri} cannot be had from the MLflow store {store.without_secrets(address)} "
-                f"({one_line(error, 160)}); set MLFLOW_TRACKING_URI to the store that has it"
-            ) from error
+        """The model's folder, and the one below it with the weights."""
+        folder, flavours = self._downloaded
         if "pytorch" not in flavours:
-            raise TrackerError(f"anchor.uri={self.uri} is no PyTorch model; its flavours: {', '.join(flavours)}")
+            keras = flavours.keys() & {"keras", "tensorflow"}
+            raise TrackerError(
+                f"anchor.uri={self.uri} is no PyTorch model; its flavours: {', '.join(flavours)}"
+                + (": take anchor=keras_mlflow" if keras else "")
+            )
         return folder, folder / str(flavours["pytorch"].get("model_data", "data"))
-
-    @cached_property
-    def _scratch(self) -> tempfile.TemporaryDirectory[str]:
-        """Removed when the process ends; every new model is read from it."""
-        return tempfile.TemporaryDirectory(prefix="mlflow-", dir=cache_folder())
