@@ -1,0 +1,196 @@
+"""AIMET's removal of channels ("winnowing") made safe: models with any operations, and a check of each step.
+
+AIMET knows the operations of a fixed table, and raises NotImplementedError for a model with any other, such as a
+functional relu, wherever in the model it stands. Here elementwise functions pass on which channels are needed, and any
+other unknown operation keeps all of its channels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tracker.errors import TrackerError
+
+log = logging.getLogger(__name__)
+
+# Functions of one value of one channel, in AIMET's and PyTorch's spelling without case and underscores.
+ELEMENTWISE = frozenset(
+    ("relu", "relu6", "clip", "clamp", "hardtanh", "leakyrelu", "sigmoid", "tanh", "silu", "swish", "hardswish")
+    + ("hardsigmoid", "gelu", "elu", "selu", "celu", "softplus", "softsign", "mish", "logsigmoid", "dropout")
+    + ("identity", "contiguous", "clone", "detach", "neg", "abs", "exp", "sqrt")
+)
+# What AIMET's own table lets through without a look at its channels: not safe, as these may rearrange or combine them.
+UNSAFE = "skip"
+
+
+@contextlib.contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Another value for an attribute of a class of AIMET's, put back at the end."""
+    before = vars(owner)[name]
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+@contextlib.contextmanager
+def any_operation() -> Iterator[None]:
+    """Let AIMET winnow models with operations that are not in its table."""
+    from aimet_torch.common.winnow import mask, winnow_utils
+
+    table, kinds = winnow_utils.OpConnectivity, winnow_utils.ConnectivityType
+
+    def connectivity(_: Any, operation: str) -> Any:
+        known = table.pytorch_dict.get(operation)
+        if known is not None and known.name != UNSAFE:
+            return known
+        return kinds.direct if operation.lower().replace("_", "") in ELEMENTWISE else kinds.stop
+
+    def keep_all(self: Any, into: int | None, out: int | None, is_null_connectivity: bool) -> None:
+        if is_null_connectivity:
+            original(self, into, out, is_null_connectivity)
+            return
+        # AIMET's own needs an output that something reads, and a known number of channels.
+        for masks, channels in ((self._input_channel_masks, into), (self._output_channel_masks or [], out)):
+            for one in masks:
+                one.extend([1] * (channels or 0))
+        self._internal_connectivity = mask.StopInternalConnectivity([], [])
+
+    name = "_set_default_masks_for_null_and_stop_connectivity_ops"
+    original = getattr(mask.Mask, name)
+    with replaced(table, "get_op_connectivity", connectivity), replaced(mask.Mask, name, keep_all):
+        yield
+
+
+class Guard:
+    """Each removal of channels, checked, and taken back where AIMET fails.
+
+    Attributes:
+        failures: why a layer was left as it is, by layer name.
+        checked: layers without whose channels the model was seen to compute what it should.
+    """
+
+    FIRST = "its input is the model's, whose channels stay"
+
+    def __init__(self, example: Tensor, refuse: bool, named: set[str], prefix: str, seed: int) -> None:
+        """Nothing has failed yet.
+
+        Args:
+            example: an input of the model.
+            refuse: whether a failure is an error.
+            named: layers that the user has named; only for them it is an error that they have the model's own input.
+            prefix: of layers' names in the model that AIMET has.
+            seed: of the points on which a layer's weights are fitted.
+        """
+        self.example, self.refuse, self.named, self.prefix, self.seed = example, refuse, named, prefix, seed
+        self.failures: dict[str, str] = {}
+        self.checked: set[str] = set()
+
+    @contextlib.contextmanager
+    def guarding(self) -> Iterator[None]:
+        """Stand between AIMET's pruner and its winnower."""
+        from aimet_torch.channel_pruning.channel_pruner import InputChannelPruner
+
+        name = "_winnow_and_reconstruct_layer"
+        original = getattr(InputChannelPruner, name)
+
+        def guarded(
+            pruner: Any, first: Any, db: Any, layer: Any, comp_ratio: Any, perform_reconstruction: bool
+        ) -> None:
+            self.step(original, pruner, first, db, layer, comp_ratio, perform_reconstruction)
+
+        with replaced(InputChannelPruner, name, guarded):
+            yield
+
+    def step(self, original: Any, pruner: Any, first: Any, db: Any, layer: Any, ratio: Any, reconstruct: bool) -> None:
+        """Remove one layer's channels, as AIMET's method does.
+
+        Args:
+            original: the method.
+            pruner: its object.
+            first: the database of the layers of the whole model.
+            db: that of the model under work, changed.
+            layer: of `db`, whose input channels are to be removed.
+            ratio: the share of them to keep.
+            reconstruct: whether to fit the remaining weights to the layer's outputs.
+
+        Raises:
+            TrackerError: AIMET fails, and that is to be refused.
+        """
+        name = layer.name
+        if name in self.failures:
+            return
+        indices = pruner._select_inp_channels(layer.module, ratio)
+        if not indices:
+            return  # the ratio rounds to all channels, for which AIMET has an error of its own
+        import numpy as np
+
+        np.random.seed(self.seed % 2**32)  # the same points whatever was done before, or found in the cache
+        backup = copy.deepcopy(db)
+        try:
+            if name in self.checked:
+                original(pruner, first, db, layer, ratio, reconstruct)
+                return
+            wanted = without(db.model, layer.module, indices, self.example)
+            original(pruner, first, db, layer, ratio, False)
+            if not close(outputs(db.model, self.example), wanted):
+                raise ValueError("the model without the channels does not compute the same as with zeros for them")
+            if reconstruct:
+                whole = first.find_layer_by_name(name).module
+                pruner._data_subsample_and_reconstruction(whole, layer.module, first.model, db.model)
+            self.checked.add(name)
+        except Exception as error:  # AIMET and the model raise what they like
+            self.fail(name, error)
+            vars(db).update(vars(backup))
+
+    def fail(self, name: str, error: BaseException) -> None:
+        """Note, or refuse, a layer that AIMET fails on."""
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        first = "first module" in reason
+        if first:
+            reason = self.FIRST
+        shown = name.removeprefix(self.prefix)
+        log.info("prune: %s is left as it is: %s", shown, reason)
+        if self.refuse and (not first or name in self.named):
+            raise Refused(
+                f"AIMET cannot prune {shown} ({reason}); add it to codec.prune.ignore, or set on_failure=skip"
+            ) from error
+        self.failures[name] = reason
+
+
+class Refused(TrackerError):
+    """A layer that AIMET fails on, where that is to end the run."""
+
+
+def outputs(model: nn.Module, example: Tensor) -> Tensor:
+    """A model's output for the example."""
+    with torch.no_grad():
+        output = model(example)
+    assert isinstance(output, Tensor)
+    return output
+
+
+def without(model: nn.Module, layer: nn.Conv2d, indices: list[int], example: Tensor) -> Tensor:
+    """The model's output with zeros for the weights of some of a layer's input channels."""
+    weight = layer.weight.data
+    layer.weight.data = weight.index_fill(1, torch.tensor(indices, device=weight.device), 0)
+    try:
+        return outputs(model, example)
+    finally:
+        layer.weight.data = weight
+
+
+def close(given: Tensor, wanted: Tensor) -> bool:
+    """Whether outputs are equal but for the order of summation."""
+    if given.shape != wanted.shape:
+        return False
+    scale = float(wanted.abs().max()) if wanted.numel() else 0.0
+    return torch.allclose(given, wanted, rtol=1e-3, atol=1e-4 * scale + 1e-12, equal_nan=True)

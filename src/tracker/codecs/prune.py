@@ -1,0 +1,65 @@
+"""Channel pruning: input channels of convolutions removed, and the rest fitted to what the layer computed before.
+
+On PyTorch through AIMET's ModelCompressor (https://quic.github.io/aimet-pages). The method: He et al. 2017, "Channel
+Pruning for Accelerating Very Deep Neural Networks" (ICCV); AIMET chooses channels by the magnitude of their weights.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field, model_validator
+
+from tracker.codecs.base import Context, Transformed
+from tracker.codecs.decomposition import Decomposition
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Prune(Decomposition):
+    """Channel pruning of convolutions of one group.
+
+    A ratio is the share of a layer's input channels that stay; in mode auto, the model's cost after over before.
+    """
+
+    frameworks: ClassVar[frozenset[str]] = frozenset({"pytorch"})
+    key: ClassVar[str] = "prune"
+    kind: ClassVar[str] = "prune"
+
+    reconstruction_samples: int = Field(
+        default=5000,
+        ge=10,
+        le=1000000,
+        description="points of calibration images on which remaining weights are fitted",
+    )
+
+    @model_validator(mode="after")
+    def _no_ranks(self) -> Prune:
+        if self.rank is not None or self.ranks:
+            raise ValueError("pruning keeps shares of channels and has no ranks: set ratio or ratios")
+        return self
+
+    @staticmethod
+    def types() -> tuple[type[nn.Module], ...]:
+        """Two-dimensional convolutions."""
+        from torch import nn
+
+        return (nn.Conv2d,)
+
+    def prepare(self) -> None:
+        """Import AIMET."""
+        from tracker.codecs import aimet
+
+        aimet.load()
+        import aimet_torch.compress  # noqa: F401
+
+    def apply(self, model: Any, context: Context) -> Transformed:
+        """The model with fewer channels.
+
+        Raises:
+            TrackerError: the options do not fit the model, or AIMET cannot prune it.
+        """
+        from tracker.codecs import aimet_prune
+
+        return aimet_prune.apply(self, model, context)
