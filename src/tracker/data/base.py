@@ -75,6 +75,13 @@ class Decoded:
         return self.decode(self.items[index])
 
 
+def shuffled(samples: Samples) -> Samples:
+    """The same samples in a mixed order, which is always the same."""
+    import numpy as np
+
+    return Decoded(np.random.default_rng(0).permutation(len(samples)).tolist(), samples.__getitem__)
+
+
 def open_image(path: Path) -> Any:
     """A PIL image, decoded.
 

@@ -21,6 +21,7 @@ from tracker.bitstream import bitstream_bytes, decode_bitstream, encode_bitstrea
 from tracker.bitstream.state import coded_part
 from tracker.cache import cache_folder
 from tracker.codecs.base import Context, TensorRecord
+from tracker.data.base import shuffled
 from tracker.errors import TrackerError
 from tracker.evaluation import Batches, evaluate
 from tracker.frameworks import load_framework
@@ -181,14 +182,15 @@ class Compression:
     def _context(self) -> Context:
         """What stages may use: the calibration and training splits, without labels, and the anchor.
 
-        Each split is decoded once, however often a stage goes through it.
+        Each split is decoded once, however often a stage goes through it, and mixed, as many data sets are in the order
+        of their classes and a stage may take only the first batches.
         """
         job = self.job
 
         @functools.cache
         def batches(split: str) -> Batches:
             samples = job.data.samples("calibration") if split == "calibration" else job.data.training()
-            return Batches(samples, job.anchor, job.task)
+            return Batches(shuffled(samples), job.anchor, job.task)
 
         def key() -> str:
             # The split that figures are reported on is no part of it: scores on calibration data do not know it.
