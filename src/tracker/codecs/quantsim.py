@@ -64,11 +64,6 @@ class QuantSim(Transform):
             raise ValueError("equalise works on layers into which BatchNorm was folded: set fold_norm=true")
         if self.replace_relu6 and not self.equalise:
             raise ValueError("replace_relu6 serves nothing but equalisation: set equalise=true, or leave it out")
-        if self.rounding == "adaround" and self.sequential_mse:
-            raise ValueError(
-                "AdaRound takes its ranges from the weights and would undo those of sequential MSE: choose one of "
-                "rounding=adaround and sequential_mse=true"
-            )
         if self.rounding != "adaround" and self.adaround_iterations is not None:
             raise ValueError("adaround_iterations needs rounding=adaround")
         if self.sequential_mse and SEQUENTIAL_MSE_BITS not in named.values():

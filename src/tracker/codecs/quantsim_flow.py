@@ -57,7 +57,7 @@ def quantise(stage: QuantSim, model: nn.Module, context: Context) -> Transformed
         table = report.rows(stage, weights, made, model)
         metrics = report.metrics(weights, made, model.state_dict(), folded, groups)
         memory = report.memory_ratio(made, model.state_dict(), before)
-        settle(prepared, weights, made, sim)
+        settle(weights, made, sim)
         if stage.activations is not None:
             with graph.told("simulate activations of this model", "set codec.quantsim.activations=null"):
                 sim.compute_encodings(lambda model: run(model, context, stage))
@@ -79,30 +79,24 @@ def integers(stage: QuantSim, prepared: aimet.Prepared, context: Context) -> Any
     """The integers of each weight by name, the weights, and AIMET's simulation."""
     assert context.folder is not None
     config = quantising.write_config(stage, context.folder)
-    original = {name: parameter.detach().clone() for name, parameter in graph.base(prepared).named_parameters()}
     optimised = stage.rounding == "adaround" or stage.sequential_mse
     samples = alike(batches(context, stage)) if optimised else []
-    rounded = {}
-    if stage.rounding == "adaround":
-        rounded = quantising.adaround(stage, prepared, samples, context.folder)
     sim = quantising.simulation(stage, prepared, config)
     weights = quantising.quantisers(stage, prepared, sim)
-    quantising.find_ranges(stage, weights, sim, samples, rounded, prepared.prefix)
+    quantising.find_ranges(stage, weights, prepared, sim, samples)
+    if stage.rounding == "adaround":
+        quantising.adaround(stage, weights, prepared, sim, samples)
     made = {weight.name: quantising.integers_of(weight) for weight in weights}
-    with torch.no_grad():
-        for name, parameter in graph.base(prepared).named_parameters():
-            parameter.copy_(original[name])  # AdaRound has changed it, and the error is against the given weight
     return made, weights, sim
 
 
-def settle(prepared: aimet.Prepared, weights: Any, made: Any, sim: Any) -> None:
+def settle(weights: Any, made: Any, sim: Any) -> None:
     """Give the weights the values of their integers, in the model and in the simulation, which then leaves them so."""
-    simulated = dict(sim.model.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for weight in weights:
             value = made[weight.name].value()
             weight.parameter.copy_(value)
-            simulated[prepared.prefix + weight.name].copy_(value)
+            weight.simulated.copy_(value)
     for _, module in sim.named_qmodules():
         for key in module.param_quantizers:
             module.param_quantizers[key] = None
@@ -125,8 +119,9 @@ def simulator(simulated: nn.Module, prefix: str) -> Callable[[nn.Module], nn.Mod
 
 def positional(inputs: Any) -> tuple[Tensor, ...]:
     """A batch as AIMET gives it to the model."""
-    values = inputs.values() if isinstance(inputs, dict) else inputs
-    return tuple(values) if isinstance(values, tuple | list) or isinstance(inputs, dict) else (values,)
+    if isinstance(inputs, dict):
+        return tuple(inputs.values())
+    return tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
 
 
 def batches(context: Context, stage: QuantSim) -> list[tuple[Tensor, ...]]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +24,6 @@ if TYPE_CHECKING:
     from tracker.codecs.quantsim import QuantSim
 
 CONFIG = "quantsim_config.json"
-ROUNDED = "adaround"
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
 MEND = "leave quantsim out for this anchor, or give it a model that torch.jit.trace can follow"
 
@@ -35,17 +37,19 @@ class Weight:
     Attributes:
         name: of the tensor in the model, its first where it is tied.
         parameter: of the floating-point model.
+        simulated: the same of AIMET's simulation.
         quantiser: an AIMET quantiser.
-        optimised: whether AIMET's AdaRound can work on its layer.
-        simulated: whether the quantiser is one of AIMET's simulation; else it is made here.
+        optimised: whether AIMET's AdaRound works on its layer.
+        known: whether AIMET's simulation quantises the layer; else the quantiser is made here.
         named: whether the configuration names its bits.
     """
 
     name: str
     parameter: nn.Parameter
+    simulated: nn.Parameter
     quantiser: Any
     optimised: bool
-    simulated: bool
+    known: bool
     named: bool
 
 
@@ -60,44 +64,6 @@ def write_config(stage: QuantSim, folder: Path) -> Path:
     path = folder / CONFIG
     path.write_text(json.dumps(config, indent=2), encoding="utf-8")
     return path
-
-
-def adaround(stage: QuantSim, prepared: Prepared, batches: Batches, folder: Path) -> dict[str, Any]:
-    """Round the weights so that each layer's output stays close.
-
-    Args:
-        stage: the configuration.
-        prepared: its weights are changed in place.
-        batches: calibration inputs.
-        folder: AIMET writes its encodings there.
-
-    Returns:
-        The encodings of the weights that were rounded, by tensor name in the prepared model.
-
-    Raises:
-        TrackerError: AIMET cannot do it.
-    """
-    from aimet_torch.adaround.adaround_weight import Adaround, AdaroundParameters, AdaroundSupportedModules
-
-    model = base(prepared)
-    overridden = [(model.get_submodule(name), bits) for name, bits in stage.bits_per_layer.items()]
-    mend = "set codec.quantsim.rounding=nearest"
-    with told("round this model's weights adaptively", mend):
-        rounded = Adaround.apply_adaround(
-            prepared.model,
-            prepared.example,
-            AdaroundParameters(batches, len(batches), stage.adaround_iterations, forward_fn=forward),
-            str(folder),
-            ROUNDED,
-            default_param_bw=stage.bits,
-            param_bw_override_list=[pair for pair in overridden if isinstance(pair[0], AdaroundSupportedModules)],
-            ignore_quant_ops_list=[model.get_submodule(name) for name in stage.ignore],
-            default_quant_scheme=scheme(stage),
-            default_config_file=str(folder / CONFIG),
-        )
-    prepared.model.load_state_dict(rounded.state_dict())
-    encodings = json.loads((folder / f"{ROUNDED}.encodings").read_text(encoding="utf-8"))
-    return dict(encodings["param_encodings"])
 
 
 def forward(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
@@ -155,9 +121,8 @@ def quantisers(stage: QuantSim, prepared: Prepared, sim: Any) -> list[Weight]:
     Raises:
         TrackerError: there is no weight to quantise.
     """
-    from aimet_torch.adaround.adaround_weight import AdaroundSupportedModules
-
     model = base(prepared)
+    simulated = dict(sim.model.named_parameters(remove_duplicate=False))
     ignored = {p.data_ptr() for name in stage.ignore for p in model.get_submodule(name).parameters()}
     weights: dict[int, Weight] = {}
     places: dict[int, list[tuple[Any, str]]] = {}
@@ -174,12 +139,14 @@ def quantisers(stage: QuantSim, prepared: Prepared, sim: Any) -> list[Weight]:
                 places.setdefault(pointer, []).append((own, key))
             elif pointer in weights:
                 continue
+            name = f"{module_name}.{key}".lstrip(".")
             weight = Weight(
-                f"{module_name}.{key}".lstrip("."),
+                name,
                 parameter,
+                simulated[prepared.prefix + name],
                 quantiser or quantiser_for(stage, module, parameter),
-                optimised=quantiser is not None and isinstance(module, AdaroundSupportedModules),
-                simulated=quantiser is not None,
+                optimised=quantiser is not None and optimisable(module),
+                known=quantiser is not None,
                 named=module_name in stage.bits_per_layer,
             )
             weight.quantiser.bitwidth = stage.bits_per_layer.get(module_name, stage.bits)
@@ -199,9 +166,14 @@ def preferred(first: Weight, second: Weight) -> Weight:
     """
 
     def rank(weight: Weight) -> tuple[bool, bool, bool, int]:
-        return weight.named, weight.simulated, weight.optimised, math.prod(weight.quantiser.shape)
+        return weight.named, weight.known, weight.optimised, math.prod(weight.quantiser.shape)
 
     return dataclasses.replace(max((first, second), key=rank), name=first.name)
+
+
+def optimisable(layer: nn.Module) -> bool:
+    """Whether it is a layer that AIMET's AdaRound works on."""
+    return isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
 
 
 def is_weight(module: nn.Module, key: str, parameter: Tensor) -> bool:
@@ -233,37 +205,31 @@ def output_axis(module: nn.Module) -> int:
     return 1 if last else 0
 
 
-def find_ranges(
-    stage: QuantSim, weights: Sequence[Weight], sim: Any, batches: Batches, rounded: Mapping[str, Any], prefix: str
-) -> None:
+def find_ranges(stage: QuantSim, weights: Sequence[Weight], prepared: Prepared, sim: Any, batches: Batches) -> None:
     """Give every quantiser its range, and fix it.
 
     Args:
         stage: the configuration.
         weights: their quantisers are changed.
-        sim: the simulation that holds most of them.
+        prepared: the floating-point model.
+        sim: the simulation that holds most of the quantisers.
         batches: calibration inputs, for sequential MSE.
-        rounded: encodings of weights that AdaRound rounded.
-        prefix: of names in the simulation.
 
     Raises:
         TrackerError: AIMET cannot do it.
     """
-    for weight in weights:
-        if encoding := rounded.get(prefix + weight.name):
-            weight.quantiser.set_legacy_encodings(encoding)
-            fix(weight.quantiser)
     if stage.sequential_mse:
-        from aimet_torch.seq_mse import apply_seq_mse
+        from aimet_torch.seq_mse import SeqMseParams, SequentialMse
 
+        params = SeqMseParams(num_batches=None, num_candidates=stage.candidates, forward_fn=forward)
         with told("find ranges by sequential MSE", "set codec.quantsim.sequential_mse=false"):
-            apply_seq_mse(sim, batches, num_candidates=stage.candidates, forward_fn=forward)
+            SequentialMse.apply_seq_mse(prepared.model, sim, batches, params)
     with told("find the ranges of the weights", MEND):
         sim.compute_encodings(lambda model: None)
         for weight in weights:
             if not weight.quantiser.is_initialized():
                 with weight.quantiser.compute_encodings(), torch.no_grad():
-                    weight.quantiser(weight.parameter)
+                    weight.quantiser(weight.simulated)
             fix(weight.quantiser)
 
 
@@ -271,6 +237,57 @@ def fix(quantiser: Any) -> None:
     """Keep AIMET from giving a quantiser another range."""
     quantiser.requires_grad_(False)
     quantiser.allow_overwrite(False)
+
+
+def adaround(stage: QuantSim, weights: Sequence[Weight], prepared: Prepared, sim: Any, batches: Batches) -> None:
+    """Round the simulation's weights, in the order in which they run, so that each layer's output stays close.
+
+    Args:
+        stage: the configuration.
+        weights: with the ranges that are to be kept.
+        prepared: the floating-point model.
+        sim: its weights are changed.
+        batches: calibration inputs.
+
+    Raises:
+        TrackerError: AIMET cannot do it.
+    """
+    from aimet_torch._base.adaround.adaround_loss import AdaroundHyperParameters
+    from aimet_torch.adaround.adaround_weight import Adaround
+    from aimet_torch.meta.connectedgraph_utils import get_module_act_func_pair
+    from aimet_torch.utils import CachedDataset
+
+    # Adaround.apply_adaround would make a simulation of its own, which refuses modules that AIMET does not know.
+    activations: defaultdict[nn.Module, Any] = defaultdict(lambda: None)
+    with contextlib.suppress(Exception):  # a model whose graph AIMET does not understand is optimised without them
+        activations.update(get_module_act_func_pair(prepared.model, prepared.example))
+    mend = "set codec.quantsim.rounding=nearest"
+    with told("round this model's weights adaptively", mend), tempfile.TemporaryDirectory() as folder:
+        data = CachedDataset(batches, len(batches), folder)
+        layers = rounded_layers(weights, prepared, sim)
+        fewest = min(weight.quantiser.bitwidth for weight in weights)
+        iterations = stage.adaround_iterations or (15000 if fewest < 8 else 10000)  # AIMET's own numbers
+        options = AdaroundHyperParameters(iterations, 0.01, (20, 2), 0.2)  # AIMET's defaults
+        Adaround._run_adaround_model(layers, prepared.model, sim.model, activations, options, forward, data)
+
+
+def rounded_layers(weights: Sequence[Weight], prepared: Prepared, sim: Any) -> list[tuple[str, nn.Module]]:
+    """The layers whose weights AdaRound can round, with their names, in the order in which they run.
+
+    Weights of layers that do not run by themselves (within an attention module) are marked as not optimised.
+    """
+    from aimet_torch.utils import get_ordered_list_of_modules
+
+    left = {weight.simulated.data_ptr() for weight in weights if weight.optimised}
+    layers = []
+    for name, layer in get_ordered_list_of_modules(prepared.model, prepared.example, ignore_duplicates=True):
+        pointer = sim.model.get_submodule(name).weight.data_ptr() if optimisable(layer) else None
+        if pointer in left:
+            left.remove(pointer)  # a tied weight is rounded once
+            layers.append((name, layer))
+    for weight in weights:
+        weight.optimised = weight.optimised and weight.simulated.data_ptr() not in left
+    return layers
 
 
 def integers_of(weight: Weight) -> Integers:
@@ -281,7 +298,7 @@ def integers_of(weight: Weight) -> Integers:
     """
     encodings = weight.quantiser.get_encodings()
     with torch.no_grad():
-        value = weight.quantiser(weight.parameter).as_subclass(Tensor).detach()
+        value = weight.quantiser(weight.simulated).as_subclass(Tensor).detach()
         scale = encodings.scale.detach().float()
         integers = torch.round(value / scale)  # with the offset of asymmetric encodings in it
     scale = scale.reshape(()) if scale.numel() == 1 else scale
