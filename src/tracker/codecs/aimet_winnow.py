@@ -22,9 +22,9 @@ log = logging.getLogger(__name__)
 
 # Functions of one value of one channel, in AIMET's and PyTorch's spelling without case and underscores.
 ELEMENTWISE = frozenset(
-    ("relu", "relu6", "clip", "clamp", "hardtanh", "leakyrelu", "sigmoid", "tanh", "silu", "swish", "hardswish")
-    + ("hardsigmoid", "gelu", "elu", "selu", "celu", "softplus", "softsign", "mish", "logsigmoid", "dropout")
-    + ("identity", "contiguous", "clone", "detach", "neg", "abs", "exp", "sqrt")
+    {"relu", "relu6", "clip", "clamp", "hardtanh", "leakyrelu", "sigmoid", "tanh", "silu", "swish", "hardswish"}
+    | {"hardsigmoid", "gelu", "elu", "selu", "celu", "softplus", "softsign", "mish", "logsigmoid", "dropout"}
+    | {"identity", "contiguous", "clone", "detach", "neg", "abs", "exp", "sqrt"}
 )
 # What AIMET's own table lets through without a look at its channels: not safe, as these may rearrange or combine them.
 UNSAFE = "skip"
@@ -158,7 +158,7 @@ class Guard:
         if first:
             reason = self.FIRST
         shown = name.removeprefix(self.prefix)
-        log.info("prune: %s is left as it is: %s", shown, reason)
+        log.debug("codec.prune leaves %s as it is: %s", shown, reason)
         if self.refuse and (not first or name in self.named):
             raise Refused(
                 f"AIMET cannot prune {shown} ({reason}); add it to codec.prune.ignore, or set on_failure=skip"

@@ -1,0 +1,189 @@
+"""Fine-tuning: the drop recovered without labels, and never a worse model than before."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import runs
+from torch import Tensor, nn
+
+from tracker.anchors.digits import Digits
+from tracker.codecs.base import Context, Transformed
+from tracker.codecs.finetune import Finetune
+from tracker.data.digits import Digits as DigitsData
+from tracker.errors import TrackerError
+from tracker.tasks.classification import Classification
+
+DATA = DigitsData(name="digits")
+
+
+def images(split: str) -> list[Tensor]:
+    samples = DATA.training() if split == "training" else DATA.samples(split)
+    return list(torch.stack([samples[index][0] for index in range(len(samples))]).split(128))
+
+
+@pytest.fixture(scope="module")
+def context(cache: Path) -> Context:
+    anchor = Digits(name="digits")
+    model = anchor.build()
+    model.load_state_dict(anchor.weights())
+    return Context(
+        anchor.predict,
+        lambda: images("calibration"),
+        0,
+        "cpu",
+        training=lambda: images("training"),
+        agreement=Classification(name="classification", tolerance=0.005).agreement,
+        anchor=model.eval(),
+    )
+
+
+def damaged(model: nn.Module, rank: int = 6) -> nn.Module:
+    """A copy whose convolutions have lost all but a few of their singular values."""
+    changed = copy.deepcopy(model)
+    for module in changed.modules():
+        if isinstance(module, nn.Conv2d) and module.in_channels > 1:
+            u, s, v = torch.linalg.svd(module.weight.data.flatten(1), full_matrices=False)
+            module.weight.data = ((u[:, :rank] * s[:rank]) @ v[:rank]).view_as(module.weight)
+    return changed
+
+
+def accuracy(model: nn.Module) -> float:
+    pictures, classes = DATA.arrays("report")
+    with torch.no_grad():
+        return float((model(pictures).argmax(1) == classes).double().mean())
+
+
+def tuned(context: Context, **options: object) -> Transformed:
+    return Finetune(**options).apply(damaged(context.anchor), context)  # type: ignore[arg-type]
+
+
+def scores(given: Transformed) -> list[float]:
+    return [row["agreement"] for row in given.tables["epochs"]]
+
+
+@pytest.mark.parametrize("loss", ["mse", "kl"])
+def test_a_drop_is_recovered(context: Context, loss: str) -> None:
+    before = accuracy(damaged(context.anchor))
+    given = tuned(context, loss=loss)
+    after = accuracy(given.model)
+    assert before < 0.6
+    assert after > 0.93
+    assert given.metrics["finetune/loss_after"] < given.metrics["finetune/loss_before"]
+    assert given.metrics["finetune/agreement_after"] == max(scores(given))
+    assert [row["epoch"] for row in given.tables["epochs"]] == [0, 1, 2, 3, 4, 5]
+    assert not given.edits
+    assert not given.model.training
+    assert list(given.model.state_dict()) == list(context.anchor.state_dict())
+
+
+def test_the_same_seed_gives_the_same_weights_and_leaves_everything_else(context: Context) -> None:
+    torch.manual_seed(5)
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    kept = copy.deepcopy(context.anchor.state_dict())
+    first, second = tuned(context, epochs=2), tuned(context, epochs=2)
+    other = Finetune(epochs=2).apply(damaged(context.anchor), dataclasses.replace(context, seed=1))
+    weights = [torch.cat([p.flatten() for p in given.model.parameters()]) for given in (first, second, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in context.anchor.state_dict().items())
+
+
+def test_it_is_never_worse_than_before(context: Context) -> None:
+    model = copy.deepcopy(context.anchor)
+    given = Finetune(epochs=2, learning_rate=1.0, clip=1e6).apply(model, context)
+    assert max(scores(given)[1:]) < 1.0
+    assert given.metrics["finetune/epoch"] == 0
+    for name, tensor in given.model.state_dict().items():
+        assert torch.equal(tensor, context.anchor.state_dict()[name]), name
+
+
+def test_frozen_norms_keep_their_statistics(context: Context) -> None:
+    def means(model: nn.Module) -> Tensor:
+        return torch.cat([m.running_mean for m in model.modules() if isinstance(m, nn.BatchNorm2d)])
+
+    before = means(context.anchor)
+    assert torch.equal(means(tuned(context, epochs=1, norm="frozen").model), before)
+    assert not torch.equal(means(tuned(context, epochs=1).model), before)
+
+
+def test_half_precision_and_frozen_parameters_come_back_as_they_were(context: Context) -> None:
+    model = damaged(context.anchor).half()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    given = Finetune(epochs=2).apply(model, context)
+    assert {tensor.dtype for tensor in given.model.parameters()} == {torch.float16}
+    assert not any(parameter.requires_grad for parameter in given.model.parameters())
+    assert scores(given)[-1] > scores(given)[0]
+
+
+def test_time_budget(context: Context) -> None:
+    given = tuned(context, epochs=10000, seconds=1.0)
+    assert len(given.tables["epochs"]) < 500
+
+
+def test_random_squares_and_inputs_of_several_sizes() -> None:
+    torch.manual_seed(0)
+    anchor = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 1, 3, padding=1)).eval()
+    model = copy.deepcopy(anchor)
+    model[0].weight.data.mul_(0.5)
+    sizes = [torch.rand(1, 1, 20 + index, 30) for index in range(6)]
+
+    def agreement(output: Tensor, reference: Tensor) -> float:
+        return float(1 - (output - reference).square().mean() / reference.var())
+
+    context = Context(
+        lambda m, x: m(x), lambda: sizes, 0, "cpu", training=lambda: sizes, agreement=agreement, anchor=anchor
+    )
+    for crop in (None, 16, 1000):
+        given = Finetune(epochs=20, learning_rate=0.01, crop=crop).apply(copy.deepcopy(model), context)
+        assert given.metrics["finetune/agreement_after"] > given.metrics["finetune/agreement_before"]
+    with pytest.raises(TrackerError, match="use mse"):
+        Finetune(loss="kl").apply(copy.deepcopy(model), context)
+
+
+def test_what_cannot_be_trained_is_refused(context: Context, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(TrackerError, match="keras"):
+        Finetune().check_model(object(), "keras")
+    with pytest.raises(TrackerError, match="floating-point parameters"):
+        Finetune().check_model(nn.ReLU(), "pytorch")
+    detached = Context(
+        lambda m, x: m(x).detach(), context.calibration, 0, "cpu", context.training, context.agreement, context.anchor
+    )
+    with pytest.raises(TrackerError, match="do not depend on its parameters"):
+        Finetune().apply(damaged(context.anchor), detached)
+    broken = damaged(context.anchor)
+    broken[0].weight.data.fill_(float("inf"))
+    with caplog.at_level(logging.WARNING):
+        Finetune(norm="frozen").apply(broken, context)
+    assert "lower the learning_rate" in caplog.text
+
+
+def test_command_line(tracker, ready: Path) -> None:
+    done = tracker("+codec=[finetune,zstd]", "codec.finetune.epochs=1", "task.split=search")
+    assert done.returncode == 0, done.stderr
+    (run,) = runs(ready, "compression")
+    assert run.data.metrics["finetune/agreement_after"] == 1
+    folder = ready / "mlruns" / "artifacts" / run.info.run_id / "artifacts"
+    assert (folder / "stages" / "finetune" / "epochs.json").is_file()
+    assert (folder / "plots" / "finetune-loss.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("option", "word"),
+    [("epochs=0", "epochs"), ("learning_rate=-1", "learning_rate"), ("loss=ce", "loss"), ("seconds=0", "seconds")],
+)
+def test_bad_options_are_one_line(option: str, word: str) -> None:
+    from tracker.component import build
+
+    name, _, value = option.partition("=")
+    with pytest.raises(TrackerError, match=f"codec.finetune.{word}"):
+        build({"_target_": "tracker.codecs.finetune.Finetune", name: value}, "codec.finetune", Finetune)
