@@ -58,10 +58,10 @@ def find(prepared: Prepared, database: Any, splitter: Any, types: tuple[type[nn.
             continue
         layer, name = known.get(id(module)), plain_name(full_name, prepared.prefix)
         if not isinstance(module, types):
-            found.append(Found(name, module, layer, f"{type(module).__name__} is not what it is for"))
+            found.append(Found(name, module, layer, f"not for {type(module).__name__} layers"))
             continue
         if isinstance(module, nn.Conv2d) and module.groups > 1:
-            found.append(Found(name, module, layer, "grouped convolutions are not what it is for"))
+            found.append(Found(name, module, layer, "not for grouped convolutions"))
             continue
         reason = _unusual(module, types)
         if not reason and (layer is None or layer.parent_module is None):
@@ -82,6 +82,11 @@ def find(prepared: Prepared, database: Any, splitter: Any, types: tuple[type[nn.
 def plain_name(name: str, prefix: str) -> str:
     """A layer's name in the stage's model, from that in the model that AIMET has."""
     return "" if prefix and name == prefix.rstrip(".") else name.removeprefix(prefix)
+
+
+def halves(name: str) -> tuple[str, str]:
+    """The names of the two layers in a layer's place."""
+    return (f"{name}.0", f"{name}.1") if name else ("0", "1")
 
 
 def _places(model: nn.Module) -> dict[int, int]:
@@ -232,7 +237,7 @@ def cost_rows(
     rows = []
     for layer in found:
         before = compute(layer.aimet) if layer.aimet is not None else None
-        pair = [after[name] for name in (f"{layer.name}.0", f"{layer.name}.1") if name in after]
+        pair = [after[name] for name in halves(layer.name) if name in after]
         costs = [compute(part) for part in pair] or ([before] if before else [])
         ratio = given.get(layer.name)
         rows.append(

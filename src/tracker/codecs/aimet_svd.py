@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import importlib.metadata
 import logging
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -50,7 +49,7 @@ def apply(stage: Decomposition, model: nn.Module, context: Context) -> Transform
             found = _layers(work)
             chosen = _chosen(work, found)
             stats = _compressed(work, found, chosen)
-    return _result(work, model, _told(found, chosen), stats)
+        return _result(work, model, _told(found, chosen), stats)
 
 
 def _start(stage: Decomposition, model: nn.Module, context: Context) -> Work:
@@ -66,9 +65,8 @@ def _start(stage: Decomposition, model: nn.Module, context: Context) -> Work:
     agreement = Agreement(context, stage.evaluation_iterations) if needed else None
     work = Work(stage, context, prepared, _tools(stage), agreement)
     if stage.mode == "auto":
-        version = importlib.metadata.version("aimet-torch")
-        key = scores_key(context, model, model.state_dict(), stage.kind, stage.evaluation_iterations, version)
-        work.scores = Scores(key)
+        parts = stage.kind, stage.evaluation_iterations
+        work.scores = Scores(scores_key(context, model, model.state_dict(), *parts))
     return work
 
 
@@ -220,11 +218,9 @@ def _result(work: Work, model: nn.Module, found: list[Found], stats: Any) -> Tra
     """The stage's model with the new layers, and what is told about them."""
     stage = work.stage
     pairs = {
-        layer.name: (work.after[f"{layer.name}.0"].module, work.after[f"{layer.name}.1"].module)
-        if layer.name
-        else (work.after["0"].module, work.after["1"].module)
+        layer.name: [work.after[half].module for half in aimet_layers.halves(layer.name)]
         for layer in found
-        if (f"{layer.name}.0" if layer.name else "0") in work.after and not layer.reason
+        if not layer.reason and aimet_layers.halves(layer.name)[0] in work.after
     }
     edits = [Edit(stage.kind, {name: first.weight.shape[0] for name, (first, _) in pairs.items()})] if pairs else []
     model = rebuild(model, edits)
