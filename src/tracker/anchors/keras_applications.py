@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -69,8 +70,6 @@ class KerasApplications(KerasAnchor):
         size = self._size
         image = functional.resize(rgb(sample), [round(size / self.crop)], antialias=True)
         image = functional.center_crop(image, [size, size])
-        import torch
-
         pixels = image.clamp(0, 1).mul(255).movedim(0, -1).contiguous().numpy()
         return torch.from_numpy(self._preprocess_input(pixels, data_format="channels_last")).contiguous()
 

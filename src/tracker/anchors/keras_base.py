@@ -39,7 +39,10 @@ class KerasAnchor(Anchor):
         device = _device(inputs)
         with tf.device("/CPU:0") if device.type == "cpu" else contextlib.nullcontext():
             given = _mapped(inputs, lambda tensor: tf.convert_to_tensor(tensor.cpu().numpy()))
-            output = _function(model)(given)
+            try:
+                output = _function(model)(given)
+            except Exception as error:  # TensorFlow has its own, and puts the traceback into the message
+                raise ValueError(_reason(error)) from error
         found = _mapped(output, lambda tensor: _tensor(tensor).to(device))
         if isinstance(found, dict) and len(found) == 1:
             (found,) = found.values()
@@ -85,6 +88,47 @@ def _function(model: Any) -> Callable[[Any], Any]:
         function = tf.function(lambda inputs: reference()(inputs, training=False), reduce_retracing=True)
         _compiled[model] = function
     return function
+
+
+def traced_shapes(model: Any, run: Callable[[], Any]) -> dict[int, tuple[int, ...]]:
+    """The shapes of what a model's layers give, by the layer's id; of a layer that is called twice the last.
+
+    Args:
+        model: to look at.
+        run: runs it on one batch.
+    """
+    shapes: dict[int, tuple[int, ...]] = {}
+
+    def watch(layer: Any) -> None:
+        call = layer.call
+
+        def watched(*inputs: Any, **keywords: Any) -> Any:
+            output = call(*inputs, **keywords)
+            if hasattr(output, "shape"):
+                shapes[id(layer)] = tuple(int(size or 1) for size in output.shape)
+            return output
+
+        layer.call = watched
+
+    layers = [layer for layer in model._flatten_layers(include_self=False) if "call" not in vars(layer)]
+    _compiled.pop(model, None)  # a function that was traced before would not call the layers again
+    for layer in layers:
+        watch(layer)
+    try:
+        run()
+    finally:
+        for layer in layers:
+            del layer.call
+        _compiled.pop(model, None)
+    return shapes
+
+
+def _reason(error: BaseException) -> str:
+    """What is wrong, from a message of TensorFlow's that begins with its traceback."""
+    text = str(error)
+    for mark in ("Error: ", "Exception: "):
+        text = text.rsplit(mark, 1)[-1]
+    return " ".join(text.split())
 
 
 def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:

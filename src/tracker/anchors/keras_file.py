@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field, field_validator
 from torch import Tensor
 
@@ -19,7 +21,7 @@ from tracker.anchors.keras_base import KerasAnchor, channels_first, channels_las
 from tracker.anchors.zoo import one_line
 from tracker.component import call, locate
 from tracker.errors import TrackerError
-from tracker.frameworks.keras import load
+from tracker.frameworks.keras import entries, load
 from tracker.memory import physical_bytes
 
 PLAIN_MODULES = ("keras", "builtins")
@@ -80,7 +82,7 @@ class KerasFile(KerasOwn):
             TrackerError: as `read_model`; or there is no factory, it raises, or it returns something else.
         """
         keras = load()
-        if self.file.suffix == ".keras":
+        if self.file.suffix == ".keras" or self.file.is_dir():
             return self._read(self.file, "anchor.file")
         if not self.factory.get("_target_"):
             hint = (
@@ -88,6 +90,8 @@ class KerasFile(KerasOwn):
                 if self.file.suffix in (".h5", ".hdf5")
                 else "or give a .keras file, which needs none"
             )
+            if not self.file.is_file():
+                raise TrackerError(f"anchor.file: {self.file} does not exist; give a file of model.save('NAME.keras')")
             raise TrackerError(
                 "anchor.factory._target_ is not set: name the function or class that builds the architecture of "
                 f"{self.file.name}; {hint}"
@@ -105,8 +109,7 @@ class KerasFile(KerasOwn):
             load()
             return read_weights(self.file, "anchor.file", "the weights of your model")
         model = self.build()
-        if self.file.suffix != ".keras":
-            load_weights(model, self.file, "anchor.file")
+        load_weights(model, self.file, "anchor.file")
         return self._state(model)
 
 
@@ -155,16 +158,32 @@ def load_weights(model: Any, file: Path, key: str) -> None:
     """
     if not file.is_file():
         raise TrackerError(f"{key}: {file} does not exist; give a file of model.save_weights('NAME.weights.h5')")
-    if not file.name.endswith((".h5", ".hdf5")):
+    if file.suffix not in (".h5", ".hdf5", ".keras"):
         raise TrackerError(f"{key}: {file} is no file of Keras weights: give .weights.h5, .h5 or .safetensors")
+    # Keras leaves what the file has not at its random values, sometimes without a word.
+    variables = [entry.variable for entry in entries(model).values() if "float" in entry.variable.dtype]
+    for variable in variables:
+        variable.assign(np.full(variable.shape, np.nan, np.float32))
     try:
-        with redirect_stdout(io.StringIO()):
+        with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             model.load_weights(file)
     except Exception as error:  # h5py and Keras raise much
         raise TrackerError(
             f"{key}: {file} cannot be read as weights of this model ({one_line(error, 200)}); is it damaged, or of "
             "another architecture?"
         ) from error
+    missing = [name for name, (variable, _) in entries(model).items() if _is_nan(variable)]
+    if missing:
+        raise TrackerError(
+            f"{key}: {file} has not all weights of this model ({len(missing)} missing, such as {missing[0]}); is it of "
+            "another architecture, or of another version of Keras?"
+        )
+
+
+def _is_nan(variable: Any) -> bool:
+    """Whether all values are NaN."""
+    return "float" in variable.dtype and bool(np.isnan(np.asarray(variable, dtype=np.float32)).all())
 
 
 def _config(file: Path, key: str) -> Any:

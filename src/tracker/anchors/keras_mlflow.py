@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tracker.anchors.keras_file import KerasOwn
+from tracker.anchors.keras_file import KerasOwn, load_weights
 from tracker.anchors.mlflow import Logged
 from tracker.anchors.zoo import environment, one_line
 from tracker.errors import TrackerError
@@ -56,7 +56,9 @@ class KerasMLflow(KerasOwn, Logged):
 
     def weights(self) -> Mapping[str, Tensor]:
         """The model's weights."""
-        return self._state(self.build())
+        model = self.build()
+        load_weights(model, self._model[1], "anchor.uri")
+        return self._state(model)
 
     @property
     def _model(self) -> tuple[Path, Path]:

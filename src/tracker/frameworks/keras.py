@@ -69,7 +69,13 @@ class Entry(NamedTuple):
 
 
 def own_name(item: Any) -> str:
-    """A layer's name; without its number where Keras made the name of the layer's class."""
+    """A layer's name; without its number where Keras made the name of the layer's class.
+
+    A layer that was built again has the name that it had, see `tracker.frameworks.keras_graph`.
+    """
+    kept = getattr(item, "_tracker_name", None)
+    if kept is not None:
+        return str(kept)
     plain = NUMBER.sub("", item.name)
     return plain if plain == snake(type(item).__name__) else str(item.name)
 
@@ -225,14 +231,17 @@ class Keras(Framework):
         Raises:
             TrackerError: it has no configuration (a subclass of keras.Model without ``get_config``).
         """
-        keras = load()
+        from tracker.frameworks import keras_graph
+
         try:
-            if isinstance(model, keras.Sequential) or is_functional(model):
-                twin = keras.models.clone_model(model)
+            if keras_graph.is_graph(model):
+                twin = keras_graph.rebuilt(model, {})
             else:
                 twin = type(model).from_config(model.get_config())
                 twin.build_from_config(model.get_build_config())
-            twin.set_weights(model.get_weights())
+            found = entries(twin)
+            for name, (variable, _) in entries(model).items():
+                found[name].variable.assign(variable)
         except Exception as error:  # a user's own class raises what it likes
             raise TrackerError(
                 f"the Keras model {type(model).__name__} cannot be copied ({' '.join(str(error).split())[:160]}); give "
