@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from tracker.codecs import aimet
 from tracker.codecs import quantsim_graph as graph
+from tracker.codecs import quantsim_optimise as optimise
 from tracker.codecs import quantsim_report as report
 from tracker.codecs import quantsim_weights as quantising
 from tracker.codecs.base import Context, Transformed
@@ -83,9 +84,9 @@ def integers(stage: QuantSim, prepared: aimet.Prepared, context: Context) -> Any
     samples = alike(batches(context, stage)) if optimised else []
     sim = quantising.simulation(stage, prepared, config)
     weights = quantising.quantisers(stage, prepared, sim)
-    quantising.find_ranges(stage, weights, prepared, sim, samples)
+    optimise.find_ranges(stage, weights, prepared, sim, samples)
     if stage.rounding == "adaround":
-        quantising.adaround(stage, weights, prepared, sim, samples)
+        optimise.adaround(stage, weights, prepared, sim, samples)
     made = {weight.name: quantising.integers_of(weight) for weight in weights}
     return made, weights, sim
 

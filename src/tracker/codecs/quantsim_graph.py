@@ -17,6 +17,7 @@ from tracker.structure import Edit, rebuild
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)
 
+MEND = "leave quantsim out for this anchor, or give it a model that torch.jit.trace can follow"
 TOLERANCE = 0.01  # of the largest output; folding only rearranges sums, and a wrong fold is off by far more
 
 
