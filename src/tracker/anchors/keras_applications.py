@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -71,7 +72,7 @@ class KerasApplications(KerasAnchor):
         image = functional.resize(rgb(sample), [round(size / self.crop)], antialias=True)
         image = functional.center_crop(image, [size, size])
         pixels = image.clamp(0, 1).mul(255).movedim(0, -1).contiguous().numpy()
-        return torch.from_numpy(self._preprocess_input(pixels, data_format="channels_last")).contiguous()
+        return torch.from_numpy(np.ascontiguousarray(self._preprocess_input(pixels, data_format="channels_last")))
 
     def preprocessing(self) -> str:
         """In words."""

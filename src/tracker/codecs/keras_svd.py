@@ -100,9 +100,10 @@ def apply(stage: Decomposition, model: Any, context: Context, kind: str) -> Tran
     agreement = Agreement(context, stage.evaluation_iterations) if needed else None
     work = Work(stage, context, model, pair_of(kind), agreement=agreement)
     work.layers = _layers(work)
-    for layer in work.open:
+    usable = work.open
+    for layer in usable:
         _choose(stage, layer)
-    if not work.open:
+    if not usable:
         raise TrackerError(f"codec.{stage.key} can decompose no layer of the model; leave the stage out")
     if stage.mode == "auto":
         _search(work)
@@ -251,8 +252,11 @@ def _choose(stage: Decomposition, layer: Layer) -> None:
     if ratio >= 1:
         layer.reason = "ratio 1"
         return
-    layer.ratio = shape.rounded(ratio, metric, stage.multiplicity)
-    layer.rank = shape.rank(layer.ratio, metric)
+    ratio = shape.rounded(ratio, metric, stage.multiplicity)
+    if ratio >= 1:
+        layer.reason = "at the rounded rank a pair would cost no less than the layer"
+        return
+    layer.ratio, layer.rank = ratio, shape.rank(ratio, metric)
 
 
 def _search(work: Work) -> None:
@@ -283,7 +287,7 @@ def _search(work: Work) -> None:
     )
     for layer in work.open:
         layer.ratio = ratios[layer.name]
-        if layer.ratio is not None:
+        if layer.ratio is not None and layer.ratio < 1:
             layer.rank = layer.shape.rank(layer.ratio, metric)
     if work.context.folder is not None:
         plain = {name: {str(ratio): score for ratio, score in row.items()} for name, row in scores.items()}

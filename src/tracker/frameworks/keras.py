@@ -76,8 +76,13 @@ def own_name(item: Any) -> str:
     kept = getattr(item, "_tracker_name", None)
     if kept is not None:
         return str(kept)
-    plain = NUMBER.sub("", item.name)
-    return plain if plain == snake(type(item).__name__) else str(item.name)
+    return numbered(type(item).__name__, item.name) or str(item.name)
+
+
+def numbered(cls: str, name: str) -> str | None:
+    """A name without its number, if Keras made it; an input of a cloned model has its tensor's."""
+    plain, own = NUMBER.sub("", name), snake(cls)
+    return own if plain == own or (cls == "InputLayer" and plain == "keras_tensor") else None
 
 
 def snake(name: str) -> str:
@@ -286,8 +291,8 @@ def stable(config: Any) -> Any:
     names: dict[str, str] = {}
     counts: dict[str, int] = {}
     for cls, name in _names(config):
-        plain = NUMBER.sub("", name)
-        if plain == snake(cls) and name not in names:
+        plain = numbered(cls, name)
+        if plain is not None and name not in names:
             names[name] = f"{plain} {counts.setdefault(plain, 0)}"
             counts[plain] += 1
 
