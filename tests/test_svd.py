@@ -441,11 +441,11 @@ def test_bad_models_are_refused_in_one_line(digits: nn.Module, folder: Path, mon
 
 def test_nothing_of_aimet_stays_changed(digits: nn.Module, folder: Path) -> None:
     images, _ = DigitsData().arrays("calibration")
-    state, loggers = torch.random.get_rng_state(), [list(logger.handlers) for logger in aimet.loggers()]
+    state = torch.random.get_rng_state()
     methods = {owner: dict(vars(owner)) for owner in (LayerDatabase, CompressionAlgo, GreedyCompRatioSelectAlgo)}
     Svd(mode="auto", candidates=3).apply(copy.deepcopy(digits), context(folder, digits, images))
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert [logger.handlers for logger in aimet.loggers()] == loggers
+    assert not any(logger.handlers for logger in aimet.loggers())
     assert all(dict(vars(owner)) == before for owner, before in methods.items())
     assert not (folder.parent / "data").exists()
     directly(digits, "spatial_svd", (1, 1, 8, 8), {digits[3]: 0.5})

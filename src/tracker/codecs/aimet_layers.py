@@ -6,7 +6,7 @@ reflection, the pair computes something else. So each kind of layer is tried fir
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,8 +48,7 @@ def find(prepared: Prepared, database: Any, splitter: Any, types: tuple[type[nn.
         splitter: AIMET's.
         types: of the layers that the decomposition is for.
     """
-    places = _places(prepared.model)
-    tied = _tied(prepared.model)
+    places, tied = _places(prepared.model), _tied(prepared.model)
     known = {id(layer.module): layer for layer in database}
     geometries: dict[Any, str] = {}
     found = []
@@ -57,19 +56,11 @@ def find(prepared: Prepared, database: Any, splitter: Any, types: tuple[type[nn.
         if not isinstance(module, SHOWN):
             continue
         layer, name = known.get(id(module)), plain_name(full_name, prepared.prefix)
-        if not isinstance(module, types):
-            found.append(Found(name, module, layer, f"not for {type(module).__name__} layers"))
+        other = _other_kind(module, types)
+        if other:
+            found.append(Found(name, module, layer, other))
             continue
-        if isinstance(module, nn.Conv2d) and module.groups > 1:
-            found.append(Found(name, module, layer, "not for grouped convolutions"))
-            continue
-        reason = _unusual(module, types)
-        if not reason and (layer is None or layer.parent_module is None):
-            reason = "the model does not run it, or not by itself"
-        if not reason and places[id(module)] > 1:
-            reason = "the model has it in several places, and AIMET would change one of them"
-        if not reason and id(module.weight) in tied:
-            reason = "its weight is shared with another layer"
+        reason = _unusual(module, types) or _place(module, layer, places, tied)
         if not reason:
             kind = _geometry(module)
             if kind not in geometries:
@@ -77,6 +68,24 @@ def find(prepared: Prepared, database: Any, splitter: Any, types: tuple[type[nn.
             reason = geometries[kind]
         found.append(Found(name, module, layer, reason, bool(reason)))
     return _replaceable(prepared, found)
+
+
+def _other_kind(module: nn.Module, types: tuple[type[nn.Module], ...]) -> str:
+    """Why a decomposition is not made for a layer."""
+    if not isinstance(module, types):
+        return f"not for {type(module).__name__} layers"
+    if isinstance(module, nn.Conv2d) and module.groups > 1:
+        return "not for grouped convolutions"
+    return ""
+
+
+def _place(module: Any, layer: Any, places: Mapping[int, int], tied: Collection[int]) -> str:
+    """Why AIMET would go wrong with a layer where it is in the model."""
+    if layer is None or layer.parent_module is None:
+        return "the model does not run it, or not by itself"
+    if places[id(module)] > 1:
+        return "the model has it in several places, and AIMET would change one of them"
+    return "its weight is shared with another layer" if id(module.weight) in tied else ""
 
 
 def plain_name(name: str, prefix: str) -> str:
@@ -166,7 +175,8 @@ def _trial(module: Any, splitter: Any) -> str:
             expected = small(inputs)
             given = nn.Sequential(*splitter.split_module(small, rank))(inputs)
     except Exception as error:  # assertions without text, mostly
-        return f"AIMET cannot split layers of {told} ({type(error).__name__})"
+        more = "" if isinstance(error, AssertionError) else f" ({type(error).__name__})"
+        return f"AIMET cannot split layers of {told}{more}"
     if given.shape != expected.shape or not torch.allclose(given, expected, rtol=1e-3, atol=1e-4):
         return f"AIMET splits layers of {told} into a pair that computes something else"
     return ""
