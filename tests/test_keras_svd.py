@@ -25,7 +25,7 @@ from tracker.errors import TrackerError
 from tracker.frameworks.keras import FRAMEWORK, layers_by_name, load
 from tracker.frameworks.keras_graph import replaceable
 from tracker.structure import Edit, rebuild
-from tracker.tasks.classification import Classification
+from tracker.tasks.base import Task
 
 STAGES = {"spatial_svd": Svd, "weight_svd": WeightSvd}
 IMAGES = torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -85,12 +85,16 @@ def context(model: Any, folder: Path, key: str = "") -> Context:
         lambda: [batches],
         0,
         "cpu",
-        agreement=Classification().agreement,
+        agreement=agreement,
         anchor=model,
         folder=folder,
         key=lambda: key or str(folder),
         framework="keras",
     )
+
+
+def agreement(output: torch.Tensor, reference: torch.Tensor) -> float:
+    return Task.agreement(None, output, reference)  # type: ignore[arg-type]
 
 
 def predicted(model: Any) -> torch.Tensor:

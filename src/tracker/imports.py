@@ -17,7 +17,7 @@ from importlib.machinery import ExtensionFileLoader, ModuleSpec, PathFinder, Sou
 from types import ModuleType
 
 EXTENSION = "triton._C.libtriton"
-LEVEL = "TF_CPP_MIN_LOG_LEVEL"
+LEVEL, QUIET = "TF_CPP_MIN_LOG_LEVEL", "3"
 
 
 class DeepLoader(ExtensionFileLoader):
@@ -49,8 +49,8 @@ class Finder(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """A spec with a loader of this module; for all else None, so that others find it."""
-        if fullname == "tensorflow" and LEVEL not in os.environ:
-            os.environ[LEVEL] = "3"  # what is wrong comes as an exception; this is for what is not
+        # A level of the user's own stays. What is wrong comes as an exception; this is for what is not.
+        if fullname == "tensorflow" and os.environ.setdefault(LEVEL, QUIET) == QUIET:
             spec = PathFinder.find_spec(fullname, path, target)
             if spec is not None and type(spec.loader) is SourceFileLoader:
                 spec.loader = QuietLoader(fullname, spec.loader.path)

@@ -85,7 +85,12 @@ def _function(model: Any) -> Callable[[Any], Any]:
         import tensorflow as tf
 
         reference = weakref.ref(model)  # or the function would keep the model, and the model the function
-        function = tf.function(lambda inputs: reference()(inputs, training=False), reduce_retracing=True)
+
+        def forward(inputs: Any) -> Any:
+            kept: Any = reference()
+            return kept(inputs, training=False)
+
+        function = tf.function(forward, reduce_retracing=True)
         _compiled[model] = function
     return function
 
