@@ -19,7 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 from tracker.codecs import aimet, decomposition_plots
-from tracker.codecs.aimet_channels import Channels, Costs, rows, running, same, unfit
+from tracker.codecs.aimet_channels import Channels, Costs, rows, running, same, smaller, unfit
 from tracker.codecs.aimet_compressor import Work, adapted, run
 from tracker.codecs.aimet_points import POINTS, generators, images, points
 from tracker.codecs.aimet_winnow import Guard, any_operation, replaced
@@ -65,7 +65,7 @@ class Pruning:
         # In float32, which AIMET's fitted weights are whatever the model is.
         prepared = aimet.prepared(copy.deepcopy(model).float(), context)
         self.model, self.prefix = prepared.model, prepared.prefix
-        self.example = self.images.batches[0][0][:2].to(context.device)
+        self.example = smaller(self.model, self.images.batches[0][0][:2].to(context.device))
         named = {self.prefix + name for option, name in options.named() if option != "ignore"}
         self.guard = Guard(self.example, options.on_failure == "refuse", named, self.prefix, context.seed)
         agreement = Agreement(context, options.evaluation_iterations) if context.agreement or self._auto else None

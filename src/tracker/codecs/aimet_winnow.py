@@ -26,8 +26,9 @@ ELEMENTWISE = frozenset(
     | {"hardsigmoid", "gelu", "elu", "selu", "celu", "softplus", "softsign", "mish", "logsigmoid", "dropout"}
     | {"identity", "contiguous", "clone", "detach", "neg", "abs", "exp", "sqrt"}
 )
-# What AIMET's own table lets through without a look at its channels: not safe, as these may rearrange or combine them.
-UNSAFE = "skip"
+# Kinds in AIMET's table that are treated as unknown operations. "skip" looks at no channels, though such operations may
+# rearrange or combine them; and of "concat" AIMET takes back at the end what it has already passed on.
+UNSAFE = ("skip", "concat")
 
 
 @contextlib.contextmanager
@@ -44,13 +45,14 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 @contextlib.contextmanager
 def any_operation() -> Iterator[None]:
     """Let AIMET winnow models with operations that are not in its table."""
-    from aimet_torch.common.winnow import mask, winnow_utils
+    from aimet_torch.common.utils import ModelApi
+    from aimet_torch.common.winnow import mask, mask_propagator, winnow_utils
 
     table, kinds = winnow_utils.OpConnectivity, winnow_utils.ConnectivityType
 
     def connectivity(_: Any, operation: str) -> Any:
         known = table.pytorch_dict.get(operation)
-        if known is not None and known.name != UNSAFE:
+        if known is not None and known.name not in UNSAFE:
             return known
         return kinds.direct if operation.lower().replace("_", "") in ELEMENTWISE else kinds.stop
 
@@ -64,9 +66,32 @@ def any_operation() -> Iterator[None]:
                 one.extend([1] * (channels or 0))
         self._internal_connectivity = mask.StopInternalConnectivity([], [])
 
-    name = "_set_default_masks_for_null_and_stop_connectivity_ops"
-    original = getattr(mask.Mask, name)
-    with replaced(table, "get_op_connectivity", connectivity), replaced(mask.Mask, name, keep_all):
+    def propagate(self: Any) -> None:
+        passed_on(self)
+        # Layers behind an operation that keeps its channels have to keep them too, up to the convolution that wants
+        # fewer; AIMET sees to that behind additions only.
+        for operation in self._graph.ordered_ops:
+            masks = self.op_to_mask_dict[operation]
+            if not isinstance(masks.internal_connectivity, mask.DirectInternalConnectivity):
+                continue
+            if operation.type in winnow_utils.get_conv_ops_for_api(ModelApi.pytorch):
+                continue  # a depthwise convolution can choose its channels
+            if len(operation.input_ops) != 1 or not operation.outputs:
+                continue
+            (source,) = operation.input_ops
+            given = self.op_to_mask_dict[source].output_channel_masks
+            place = source.output_ops.index(operation) if len(given) > 1 else 0
+            if len(given[place]) == len(masks.input_channel_masks[0]):
+                masks.set_input_channel_mask(0, given[place])
+                for index in range(len(masks.output_channel_masks)):
+                    masks.set_output_channel_mask(index, given[place])
+
+    name, propagator = "_set_default_masks_for_null_and_stop_connectivity_ops", mask_propagator.MaskPropagator
+    original, passed_on = getattr(mask.Mask, name), propagator.propagate_masks
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(replaced(table, "get_op_connectivity", connectivity))
+        stack.enter_context(replaced(mask.Mask, name, keep_all))
+        stack.enter_context(replaced(propagator, "propagate_masks", propagate))
         yield
 
 
