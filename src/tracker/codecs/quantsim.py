@@ -10,6 +10,7 @@ integers, their scales and the changes of the architecture.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -48,11 +49,19 @@ class QuantSim(Transform):
     activations: Literal[8, 16] | None = Field(default=None, description="also simulate activations of so many bits")
     calibration_batches: int | None = Field(default=16, ge=1, description="of the calibration split; null: all of it")
 
-    @field_validator("bits_per_layer", "ignore", mode="before")
+    # null in the config, because Hydra lets no key be added to a dict there without a +; and it reads the names of a
+    # sequential model's layers as numbers.
+
+    @field_validator("bits_per_layer", mode="before")
     @classmethod
-    def _none_is_empty(cls, value: Any, info: Any) -> Any:
-        # null in the config, because Hydra lets no key be added to a dict there without a +.
-        return ({} if info.field_name == "bits_per_layer" else []) if value is None else value
+    def _bits_by_name(cls, value: Any) -> Any:
+        return {str(name): bits for name, bits in value.items()} if isinstance(value, Mapping) else value or {}
+
+    @field_validator("ignore", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        given = isinstance(value, Sequence) and not isinstance(value, str)
+        return [str(name) for name in value] if given else value or []
 
     @model_validator(mode="after")
     def _consistent(self) -> QuantSim:

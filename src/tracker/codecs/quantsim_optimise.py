@@ -71,7 +71,7 @@ def adaround(stage: QuantSim, weights: Sequence[Weight], prepared: Prepared, sim
     from aimet_torch._base.adaround.adaround_loss import AdaroundHyperParameters
     from aimet_torch.adaround.adaround_weight import Adaround
     from aimet_torch.meta.connectedgraph_utils import get_module_act_func_pair
-    from aimet_torch.utils import CachedDataset
+    from aimet_torch.utils import CachedDataset, remove_activation_quantizers
 
     # Adaround.apply_adaround would make a simulation of its own, which refuses modules that AIMET does not know.
     activations: defaultdict[nn.Module, Any] = defaultdict(lambda: None)
@@ -84,7 +84,9 @@ def adaround(stage: QuantSim, weights: Sequence[Weight], prepared: Prepared, sim
         fewest = min(weight.quantiser.bitwidth for weight in weights)
         iterations = stage.adaround_iterations or (15000 if fewest < 8 else 10000)  # AIMET's own numbers
         options = AdaroundHyperParameters(iterations, 0.01, (20, 2), 0.2)  # AIMET's defaults
-        Adaround._run_adaround_model(layers, prepared.model, sim.model, activations, options, forward, data)
+        # Activations have no ranges yet, and rounding is to make up for the weights alone.
+        with remove_activation_quantizers(sim.model):
+            Adaround._run_adaround_model(layers, prepared.model, sim.model, activations, options, forward, data)
 
 
 def rounded_layers(weights: Sequence[Weight], prepared: Prepared, sim: Any) -> list[tuple[str, nn.Module]]:
