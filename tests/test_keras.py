@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tracker.errors import TrackerError
-from tracker.frameworks.keras import FRAMEWORK, layers_by_name, load
+from tracker.frameworks.keras import FRAMEWORK, load
+from tracker.frameworks.keras_names import layers_by_name
 
 pytest.importorskip("tensorflow")
 

@@ -22,8 +22,9 @@ from tracker.codecs.base import Context
 from tracker.codecs.svd import Svd
 from tracker.codecs.weight_svd import WeightSvd
 from tracker.errors import TrackerError
-from tracker.frameworks.keras import FRAMEWORK, layers_by_name, load
+from tracker.frameworks.keras import FRAMEWORK, load
 from tracker.frameworks.keras_graph import replaceable
+from tracker.frameworks.keras_names import layers_by_name
 from tracker.structure import Edit, rebuild
 from tracker.tasks.base import Task
 
@@ -174,7 +175,7 @@ def odd_models() -> dict[str, Callable[[], Any]]:
 @pytest.mark.parametrize("kind", ["spatial_svd", "weight_svd"])
 @pytest.mark.parametrize("which", ["same_with_strides", "nested"])
 def test_at_full_rank_the_model_computes_the_same_and_the_receiver_builds_it(which: str, kind: str, tmp_path) -> None:
-    from tracker.codecs.keras_svd import decomposed, pair_of
+    from tracker.codecs.keras_svd_split import decomposed, pair_of
 
     build, pair = odd_models()[which], pair_of(kind)
     model = build()

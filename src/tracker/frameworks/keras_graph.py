@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tracker.errors import TrackerError
-from tracker.frameworks.keras import is_functional, layers_by_name, load
+from tracker.frameworks.keras import is_functional, load
+from tracker.frameworks.keras_names import layers_by_name
 
 
 def is_graph(model: Any) -> bool:
