@@ -60,7 +60,7 @@ def accuracy(model: nn.Module) -> float:
 
 
 def tuned(context: Context, **options: object) -> Transformed:
-    return Finetune(**options).apply(damaged(context.anchor), context)  # type: ignore[arg-type]
+    return Finetune(**options).apply(damaged(context.anchor), context)
 
 
 def scores(given: Transformed) -> list[float]:

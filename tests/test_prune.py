@@ -154,7 +154,7 @@ def test_any_operations_and_the_receiver_has_the_same_model(
     mixed: nn.Module, batches: list[Tensor], tmp_path: Path
 ) -> None:
     before = {name: tensor.clone() for name, tensor in mixed.state_dict().items()}
-    state = np.random.get_state()[1].copy()  # type: ignore[union-attr]
+    state = np.random.get_state()[1].copy()
     given = pruned(mixed, batches, tmp_path, reconstruction_samples=960)
     assert (np.random.get_state()[1] == state).all()
     assert all(torch.equal(tensor, before[name]) for name, tensor in mixed.state_dict().items())

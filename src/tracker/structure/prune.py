@@ -163,9 +163,10 @@ def describe(before: nn.Module, after: nn.Module) -> dict[str, Any]:
     for name, old in before.named_modules():
         if not isinstance(old, nn.Conv2d | _BatchNorm):
             continue
-        new, change = changed[name], {}
+        new: Any = changed[name]
+        change: dict[str, Any] = {}
         if isinstance(new, nn.Sequential):
-            first, second = new
+            first, second = list[Any](new)
             if isinstance(old, nn.Conv2d):
                 new, change["select"] = second, pack(first.keep_tensor.tolist())
             else:
