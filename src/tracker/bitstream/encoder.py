@@ -42,7 +42,7 @@ def encode_bitstream(
         TrackerError: a tensor cannot be coded.
     """
     integers = integers or {}
-    coded = coded_part({name: tensor for name, tensor in tensors.items() if name not in integers})
+    coded = {name: tensor for name, tensor in coded_part(tensors).items() if name not in integers}
     given = dict(coded)
     if codec.coder.codes_integers:
         # In the model's order, which context-adaptive coders may profit from.
