@@ -9,6 +9,7 @@ order, triton before TensorFlow, works by itself.)
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -49,6 +50,10 @@ class Finder(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """A spec with a loader of this module; for all else None, so that others find it."""
+        if fullname == "tensorflow" and "torch" not in sys.modules:
+            # Otherwise torch calls TensorFlow's stand-in for CUDA's runtime, and finds no GPU.
+            with contextlib.suppress(ImportError):
+                importlib.import_module("torch")
         # A level of the user's own stays. What is wrong comes as an exception; this is for what is not.
         if fullname == "tensorflow" and os.environ.setdefault(LEVEL, QUIET) == QUIET:
             spec = PathFinder.find_spec(fullname, path, target)
