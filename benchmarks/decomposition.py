@@ -48,7 +48,7 @@ def parts(anchor: str, root: Path) -> tuple[Any, Any, Any]:
 
 def direct(anchor: str, root: Path) -> dict[float, tuple[float, float, float]]:
     """MAC ratio, memory ratio and top-1 by ratio, with nothing of tracker's stage."""
-    from tracker.codecs import aimet
+    from tracker import aimet
 
     aimet.load()
     from aimet_torch.common.defs import CompressionScheme, CostMetric

@@ -175,7 +175,7 @@ def odd_models() -> dict[str, Callable[[], Any]]:
 @pytest.mark.parametrize("kind", ["spatial_svd", "weight_svd"])
 @pytest.mark.parametrize("which", ["same_with_strides", "nested"])
 def test_at_full_rank_the_model_computes_the_same_and_the_receiver_builds_it(which: str, kind: str, tmp_path) -> None:
-    from tracker.codecs.keras_svd_split import decomposed, pair_of
+    from tracker.decomposition.keras_split import decomposed, pair_of
 
     build, pair = odd_models()[which], pair_of(kind)
     model = build()
@@ -267,7 +267,7 @@ from aimet_torch.common.comp_ratio_rounder import RankRounder
 from aimet_torch.common.cost_calculator import SpatialSvdCostCalculator as Calculator
 from aimet_torch.common.defs import CostMetric
 from aimet_torch.common.layer_database import Conv2dTypeSpecificParams, Layer as Base
-from tracker.codecs.keras_svd_ranks import Shape, greedy
+from tracker.decomposition.keras_ranks import Shape, greedy
 
 class Layer(Base):
     def _set_type_specific_params(self, module):

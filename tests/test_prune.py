@@ -110,7 +110,7 @@ def batches() -> list[Tensor]:
 
 
 def test_the_same_as_by_aimet_alone(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tracker.codecs import aimet
+    from tracker import aimet
 
     monkeypatch.chdir(tmp_path)  # AIMET alone writes into the working folder
     anchor = Digits(name="digits")

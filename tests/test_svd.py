@@ -21,17 +21,17 @@ from torch import nn
 from tracker.anchors.base import output_tensor
 from tracker.anchors.digits import Digits
 from tracker.codecs.base import Context, Transformed
-from tracker.codecs.decomposition import Decomposition
 from tracker.codecs.svd import Svd
 from tracker.codecs.weight_svd import WeightSvd
 from tracker.component import build
 from tracker.data.digits import Digits as DigitsData
+from tracker.decomposition.options import Decomposition
 from tracker.errors import TrackerError
 from tracker.frameworks.pytorch import FRAMEWORK
 from tracker.structure import Edit, rebuild
 
 pytest.importorskip("aimet_torch")
-from tracker.codecs import aimet
+from tracker import aimet
 
 aimet.load()
 from aimet_torch.common.comp_ratio_select import GreedyCompRatioSelectAlgo  # noqa: E402

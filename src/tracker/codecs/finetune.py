@@ -8,6 +8,7 @@ the calibration split, and that may be the one before.
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import math
 import time
@@ -23,7 +24,7 @@ from tqdm import tqdm
 from tracker.codecs.base import Context, Transform, Transformed
 from tracker.codecs.finetune_inputs import Inputs
 from tracker.errors import TrackerError
-from tracker.evaluation import cloned, on_device
+from tracker.evaluation import KEPT_BYTES, cloned, on_device, tensor_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,6 +50,9 @@ class Finetune(Transform):
     clip: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="the largest norm of a step's gradient")
     crop: int | None = Field(
         default=None, ge=1, description="train on random squares of this side, for networks that take any image size"
+    )
+    calibration_batches: int | None = Field(
+        default=16, ge=1, description="calibration batches on which epochs are compared; null: all of them"
     )
     seconds: float | None = Field(default=None, gt=0, description="stop after so long")
 
@@ -95,6 +99,7 @@ class Training:
         self.generator = torch.Generator().manual_seed(context.seed)
         self.inputs = Inputs(context, options.crop, self.generator)
         self.variance = 0.0  # of the teacher's outputs, by the first batch
+        self.targets: list[Tensor] = []  # the teacher's outputs on the calibration batches, as far as they are kept
 
     def run(self) -> list[dict[str, Any]]:
         """Train; the student is left in its best state.
@@ -158,11 +163,12 @@ class Training:
             total, count = total + value, count + 1
         return total / max(count, 1), True
 
-    def _outputs(self, inputs: Any) -> tuple[Tensor, Tensor]:
-        """The student's and the teacher's outputs."""
+    def _outputs(self, inputs: Any, target: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The student's and the teacher's outputs; the latter's may be known."""
         inputs = on_device(inputs, self.context.device, torch.float32)
-        with torch.no_grad():
-            target = self.context.predict(self.teacher, cloned(inputs)).float()
+        if target is None:
+            with torch.no_grad():
+                target = self.context.predict(self.teacher, cloned(inputs)).float()
         output = self.context.predict(self.student, inputs).float()
         if output.shape != target.shape:
             raise TrackerError(
@@ -189,9 +195,12 @@ class Training:
     def _scores(self) -> dict[str, float | None]:
         """Loss and agreement on the calibration split."""
         losses, agreements, sizes = [], [], []
+        batches = itertools.islice(self.context.calibration(), self.options.calibration_batches)
         with torch.no_grad():
-            for inputs in self.context.calibration():
-                output, target = self._outputs(inputs)
+            for index, inputs in enumerate(batches):
+                output, target = self._outputs(inputs, self.targets[index] if index < len(self.targets) else None)
+                if index == len(self.targets) and sum(map(tensor_bytes, (*self.targets, target))) <= KEPT_BYTES:
+                    self.targets.append(target)
                 losses.append(float(self._distance(output, target)))
                 if self.context.agreement is not None:
                     agreements.append(self.context.agreement(output, target))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field, model_validator
 
 from tracker.codecs.base import Context, Transformed
-from tracker.codecs.decomposition import Decomposition
+from tracker.decomposition.options import Decomposition
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,7 +49,7 @@ class Prune(Decomposition):
 
     def prepare(self) -> None:
         """Import AIMET."""
-        from tracker.codecs import aimet
+        from tracker import aimet
 
         aimet.load()
         import aimet_torch.compress  # noqa: F401
@@ -60,6 +60,6 @@ class Prune(Decomposition):
         Raises:
             TrackerError: the options do not fit the model, or AIMET cannot prune it.
         """
-        from tracker.codecs import aimet_prune
+        from tracker.aimet import prune as aimet_prune
 
         return aimet_prune.apply(self, model, context)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tracker.codecs import aimet
+from tracker import aimet
 from tracker.codecs.base import Context, Transform, Transformed
 from tracker.errors import TrackerError
 
@@ -113,7 +113,7 @@ class QuantSim(Transform):
         Raises:
             TrackerError: AIMET cannot work on the model, or a name in the configuration is not in it.
         """
-        from tracker.codecs.quantsim_flow import quantise
+        from tracker.aimet.quantsim import quantise
 
         modules = dict(model.named_modules())
         for key, name in self._named():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from tracker.codecs.decomposition import Decomposition
+from tracker.decomposition.options import Decomposition
 
 if TYPE_CHECKING:
     from torch import nn

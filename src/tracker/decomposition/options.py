@@ -37,7 +37,7 @@ class Decomposition(Transform):
     kind: ClassVar[str]  # of the edits
 
     mode: Literal["manual", "auto"] = "manual"
-    ratio: Ratio = Field(default=0.5, description="manual: of every layer; auto: of the model, without target_ratio")
+    ratio: Ratio = Field(default=0.75, description="manual: of every layer; auto: of the model, without target_ratio")
     ratios: dict[str, Ratio] = Field(default={}, description="manual: ratio by layer, before `ratio`")
     rank: Rank | None = Field(default=None, description="manual: rank of every layer, instead of `ratio`")
     ranks: dict[str, Rank] = Field(default={}, description="manual: rank by layer, before all others")
@@ -125,7 +125,7 @@ class Decomposition(Transform):
         super().check_model(model, framework)
         if framework != "pytorch":
             return
-        from tracker.codecs import aimet
+        from tracker import aimet
 
         aimet.check_installed(self.key)
         kinds = " or ".join(kind.__name__ for kind in self.types())
@@ -173,10 +173,10 @@ class Decomposition(Transform):
         """
         if context.framework == "keras":
             # By name: TensorFlow's side is checked and imported only where there is a Keras model.
-            module: Any = importlib.import_module("tracker.codecs.keras_svd")
+            module: Any = importlib.import_module("tracker.decomposition.keras")
             given: Transformed = module.apply(self, model, context, self.kind)
             return given
-        from tracker.codecs import aimet_svd
+        from tracker.aimet import svd as aimet_svd
 
         return aimet_svd.apply(self, model, context)
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tracker.codecs.aimet import Prepared
-from tracker.codecs.quantsim_graph import MEND, told
-from tracker.codecs.quantsim_weights import Weight, optimisable
+from tracker.aimet import Prepared
+from tracker.aimet.quantsim_graph import MEND, told
+from tracker.aimet.quantsim_weights import Weight, optimisable
 
 if TYPE_CHECKING:
     from tracker.codecs.quantsim import QuantSim

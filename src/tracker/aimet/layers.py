@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from tracker.codecs.aimet import Prepared
+from tracker.aimet import Prepared
 
 SHOWN = (_ConvNd, nn.Linear)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")

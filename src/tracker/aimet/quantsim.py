@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tracker.codecs import aimet
-from tracker.codecs import quantsim_graph as graph
-from tracker.codecs import quantsim_optimise as optimise
-from tracker.codecs import quantsim_report as report
-from tracker.codecs import quantsim_weights as quantising
+from tracker import aimet
+from tracker.aimet import quantsim_graph as graph
+from tracker.aimet import quantsim_optimise as optimise
+from tracker.aimet import quantsim_report as report
+from tracker.aimet import quantsim_weights as quantising
 from tracker.codecs.base import Context, Transformed
 from tracker.errors import TrackerError
 from tracker.models import float_elements

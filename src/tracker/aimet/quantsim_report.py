@@ -16,8 +16,8 @@ from tracker.models import float_elements
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from tracker.aimet.quantsim_weights import Weight
     from tracker.codecs.quantsim import QuantSim
-    from tracker.codecs.quantsim_weights import Weight
 
 ENCODINGS = "encodings.json"
 MOST_LAYERS = 40

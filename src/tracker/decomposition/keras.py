@@ -17,11 +17,11 @@ import numpy as np
 from tqdm import tqdm
 
 from tracker.anchors.keras_base import traced_shapes
-from tracker.codecs import decomposition_plots
 from tracker.codecs.base import Context, Transformed
-from tracker.codecs.greedy_scores import Agreement, Scores, scores_key, write_json
-from tracker.codecs.keras_svd_ranks import Cost, Shape, greedy, monotonic
-from tracker.codecs.keras_svd_split import decomposed, pair_of
+from tracker.decomposition import plots as decomposition_plots
+from tracker.decomposition.keras_ranks import Cost, Shape, greedy, monotonic
+from tracker.decomposition.keras_split import decomposed, pair_of
+from tracker.decomposition.scores import Agreement, Scores, scores_key, write_json
 from tracker.errors import TrackerError
 from tracker.evaluation import on_device
 from tracker.frameworks.keras import FRAMEWORK
@@ -30,7 +30,7 @@ from tracker.frameworks.keras_names import layers_by_name
 from tracker.structure import Edit
 
 if TYPE_CHECKING:
-    from tracker.codecs.decomposition import Decomposition
+    from tracker.decomposition.options import Decomposition
 
 log = logging.getLogger(__name__)
 

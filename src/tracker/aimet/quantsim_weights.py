@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tracker.codecs.aimet import Prepared
+from tracker.aimet import Prepared
+from tracker.aimet.quantsim_graph import MEND, base, told
 from tracker.codecs.base import Integers
-from tracker.codecs.quantsim_graph import MEND, base, told
 from tracker.errors import TrackerError
 
 if TYPE_CHECKING:

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from tracker.codecs import aimet, aimet_layers
+from tracker import aimet
+from tracker.aimet import layers as aimet_layers
 from tracker.codecs.base import Context
-from tracker.codecs.greedy_scores import Agreement, Scores, write_json
+from tracker.decomposition.scores import Agreement, Scores, write_json
 from tracker.errors import TrackerError
 
 if TYPE_CHECKING:
-    from tracker.codecs.decomposition import Decomposition
+    from tracker.decomposition.options import Decomposition
 
 
 @dataclass

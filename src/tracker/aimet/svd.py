@@ -15,16 +15,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from tracker.codecs import aimet, aimet_layers, decomposition_plots
-from tracker.codecs.aimet_compressor import Tools, Work, adapted, run
-from tracker.codecs.aimet_layers import Found
+from tracker import aimet
+from tracker.aimet import layers as aimet_layers
+from tracker.aimet.compressor import Tools, Work, adapted, run
+from tracker.aimet.layers import Found
 from tracker.codecs.base import Context, Transformed
-from tracker.codecs.greedy_scores import Agreement, Scores, scores_key
+from tracker.decomposition import plots as decomposition_plots
+from tracker.decomposition.scores import Agreement, Scores, scores_key
 from tracker.errors import TrackerError
 from tracker.structure import Edit, rebuild
 
 if TYPE_CHECKING:
-    from tracker.codecs.decomposition import Decomposition
+    from tracker.decomposition.options import Decomposition
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tracker.codecs.aimet_winnow import Guard, outputs
+from tracker.aimet.winnow import Guard, outputs
 
 SIDE = 64  # of the part of an image on which models are compared
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from tracker.codecs.aimet import Prepared
+from tracker.aimet import Prepared
 from tracker.errors import TrackerError
 from tracker.structure import Edit, rebuild
 

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from tqdm import tqdm
 
-from tracker.codecs import aimet, decomposition_plots
-from tracker.codecs.aimet_channels import Channels, Costs, rows, running, same, smaller, unfit
-from tracker.codecs.aimet_compressor import Work, adapted, run
-from tracker.codecs.aimet_points import POINTS, generators, images, points
-from tracker.codecs.aimet_winnow import Guard, any_operation, replaced
+from tracker import aimet
+from tracker.aimet.channels import Channels, Costs, rows, running, same, smaller, unfit
+from tracker.aimet.compressor import Work, adapted, run
+from tracker.aimet.points import POINTS, generators, images, points
+from tracker.aimet.winnow import Guard, any_operation, replaced
 from tracker.codecs.base import Context, Transformed
-from tracker.codecs.greedy_scores import Agreement, Scores, scores_key
+from tracker.decomposition import plots as decomposition_plots
+from tracker.decomposition.scores import Agreement, Scores, scores_key
 from tracker.errors import TrackerError
 from tracker.structure import Edit, rebuild
 from tracker.structure.prune import describe
