@@ -250,7 +250,7 @@ def test_a_transformer_with_dict_inputs(folder: Path) -> None:
     (row,) = [row for row in given.tables["layers"] if row["layer"] == "mlp.up"]
     assert (row["MACs before"], row["MACs after"]) == (7 * 32 * 96, 7 * 10 * (32 + 96))
     assert (row["memory before"], row["memory after"]) == (32 * 96, 10 * (32 + 96))
-    with pytest.raises(TrackerError, match="decomposes Conv2d layers, and the anchor has none"):
+    with pytest.raises(TrackerError, match="works on Conv2d layers, and the anchor has none"):
         applied(Svd(), model, inputs, folder)
 
 

@@ -93,7 +93,7 @@ def apply(stage: Decomposition, model: Any, context: Context, kind: str) -> Tran
     Raises:
         TrackerError: the options do not fit the model, or its class has code of its own.
     """
-    check(stage, model)
+    check(stage, model, final=True)
     needed = stage.mode == "auto" or context.agreement is not None
     agreement = Agreement(context, stage.evaluation_iterations) if needed else None
     work = Work(stage, context, model, pair_of(kind), agreement=agreement)
@@ -110,8 +110,14 @@ def apply(stage: Decomposition, model: Any, context: Context, kind: str) -> Tran
     return Transformed(changed, [Edit(f"keras_{kind}", dict(ranks))] if ranks else [], **_statistics(work, changed))
 
 
-def check(stage: Decomposition, model: Any) -> None:
+def check(stage: Decomposition, model: Any, final: bool = False) -> None:
     """Refuse a model without layers to decompose, or without those that the options name.
+
+    Args:
+        stage: the options.
+        model: to look into.
+        final: whether the model is the one that the stage gets; else an earlier stage may yet split a layer in two,
+            NAME.0 and NAME.1.
 
     Raises:
         TrackerError: that.
@@ -120,10 +126,11 @@ def check(stage: Decomposition, model: Any) -> None:
     usable = [name for name, layer in known.items() if not pair.reason(layer)]
     if not usable:
         kinds = " or ".join(kind.__name__ for kind in pair.kinds())
-        raise TrackerError(f"codec.{stage.key} decomposes {kinds} layers, and the anchor has none; leave it out")
+        raise TrackerError(f"codec.{stage.key} works on {kinds} layers, and the anchor has none; leave it out")
     for option, name in stage.named():
-        if name in usable or (option == "ignore" and name in known) or name.endswith((".0", ".1")):
-            continue  # NAME.0 and NAME.1: of a stage before this one
+        split = not final and name.endswith((".0", ".1")) and name[:-2] in known
+        if name in usable or (option == "ignore" and name in known) or split:
+            continue
         if name in known:
             raise TrackerError(f"codec.{stage.key} cannot decompose {name}: {pair.reason(known[name])}; leave it out")
         close = difflib.get_close_matches(name, usable, 1, cutoff=0.0)

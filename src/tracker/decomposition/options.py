@@ -117,20 +117,21 @@ class Decomposition(Transform):
         """The PyTorch layers that the decomposition is for."""
 
     def check_model(self, model: Any, framework: str) -> None:
-        """Refuse a PyTorch model without layers to decompose, or without those that the options name.
+        """Refuse a model without layers to decompose, or without those that the options name.
 
         Raises:
             TrackerError: that, or aimet-torch is missing.
         """
         super().check_model(model, framework)
-        if framework != "pytorch":
+        if framework == "keras":
+            keras_side().check(self, model)
             return
         from tracker import aimet
 
         aimet.check_installed(self.key)
         kinds = " or ".join(kind.__name__ for kind in self.types())
         if not any(isinstance(module, self.types()) for module in model.modules()):
-            raise TrackerError(f"codec.{self.key} decomposes {kinds} layers, and the anchor has none; leave it out")
+            raise TrackerError(f"codec.{self.key} works on {kinds} layers, and the anchor has none; leave it out")
         for option, name in self.named():
             self.check_layer(model, option, name, final=False)
         aimet.load()
@@ -172,13 +173,16 @@ class Decomposition(Transform):
             TrackerError: the options do not fit the model, or AIMET cannot run it.
         """
         if context.framework == "keras":
-            # By name: TensorFlow's side is checked and imported only where there is a Keras model.
-            module: Any = importlib.import_module("tracker.decomposition.keras")
-            given: Transformed = module.apply(self, model, context, self.kind)
+            given: Transformed = keras_side().apply(self, model, context, self.kind)
             return given
         from tracker.aimet import svd as aimet_svd
 
         return aimet_svd.apply(self, model, context)
+
+
+def keras_side() -> Any:
+    """Our own SVD of Keras models; by name, so that TensorFlow's side is imported only where there is such a model."""
+    return importlib.import_module("tracker.decomposition.keras")
 
 
 def _splittable(module: Any) -> bool:
