@@ -27,9 +27,9 @@ class KerasPair(ABC):
     def reason(self, layer: Any) -> str:
         """Why a layer cannot be split; empty where it can be."""
         if type(layer) not in self.kinds():
-            return f"{type(layer).__name__} is not what it is for"
+            return f"{type(layer).__name__} layers are left alone by it"
         if getattr(layer, "groups", 1) != 1:
-            return "grouped convolutions are not what it is for"
+            return "grouped convolutions are left alone by it"
         if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
             return "it has LoRA or quantised weights"
         return ""
