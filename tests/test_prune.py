@@ -83,7 +83,7 @@ def pruned(model: nn.Module, batches: list[Tensor], folder: Path, **options: Any
         folder=folder,
         key=lambda: "key",
     )
-    return Prune(**options).apply(copy.deepcopy(model), context)
+    return Prune(**{"ratio": 0.5, **options}).apply(copy.deepcopy(model), context)
 
 
 def received(architecture: nn.Module, given: Transformed) -> nn.Module:

@@ -293,7 +293,7 @@ def test_ranks(digits: nn.Module, folder: Path) -> None:
     assert notes(given)["7"] == "ratio 1"
     with pytest.raises(TrackerError, match=r"ranks\.3=97 is out of range: it is 1 to 96"):
         applied(Svd(ranks={"3": 97}), digits, images, folder)
-    given = applied(Svd(ratios={"3": 0.3}, layers=["3", "7"], multiplicity=8), digits, images, folder)
+    given = applied(Svd(ratio=0.5, ratios={"3": 0.3}, layers=["3", "7"], multiplicity=8), digits, images, folder)
     assert ranks(given) == {"3": 24, "7": 48}
 
 
