@@ -99,6 +99,7 @@ class Training:
         self.generator = torch.Generator().manual_seed(context.seed)
         self.inputs = Inputs(context, options.crop, self.generator)
         self.variance = 0.0  # of the teacher's outputs, by the first batch
+        self.taught = self._taught()
         self.targets: list[Tensor] = []  # the teacher's outputs on the calibration batches, as far as they are kept
 
     def run(self) -> list[dict[str, Any]]:
@@ -138,7 +139,7 @@ class Training:
         options, total, count, norms = self.options, 0.0, 0, None
         if options.norm == "train":
             norms = [module for module in self.student.modules() if isinstance(module, NORMS)]
-        for index, inputs in enumerate(self.inputs.epoch()):
+        for index, (inputs, places) in enumerate(self.inputs.epoch()):
             if options.seconds is not None and time.monotonic() - began > options.seconds:
                 log.info("finetune: the time given (codec.*.seconds=%g) is over in epoch %d", options.seconds, done + 1)
                 return (total / count if count else None), False
@@ -147,7 +148,8 @@ class Training:
                 group["lr"] = options.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
             for module in norms or ():
                 module.train()
-            loss = self._loss(inputs)
+            known = None if self.taught is None or places is None else self.taught[places].to(self.context.device)
+            loss = self._distance(*self._outputs(inputs, known))
             for module in norms or ():
                 module.eval()
             value = float(loss.detach())
@@ -176,8 +178,19 @@ class Training:
             )
         return output, target
 
-    def _loss(self, inputs: Any) -> Tensor:
-        return self._distance(*self._outputs(inputs))
+    def _taught(self) -> Tensor | None:
+        """The teacher's outputs for all training inputs, where every epoch has the same and they are small."""
+        whole = self.inputs.whole
+        if whole is None:
+            return None
+        made: list[Tensor] = []
+        with torch.no_grad():
+            for inputs in whole.split(self.inputs.size):
+                given = on_device(inputs, self.context.device, torch.float32)
+                made.append(self.context.predict(self.teacher, given).float().cpu())
+                if tensor_bytes(made[0]) / len(inputs) * len(whole) > KEPT_BYTES or len(made[0]) != len(inputs):
+                    return None
+        return torch.cat(made)
 
     def _distance(self, output: Tensor, target: Tensor) -> Tensor:
         """What training makes small."""

@@ -22,7 +22,7 @@ class Inputs:
         self.context, self.crop, self.generator = context, crop, generator
         self.kept: list[Any] | None = None
         self.joined: Tensor | None = None
-        self.batches = 0
+        self.batches, self.size = 0, 1
         self._read()
 
     def _read(self) -> None:
@@ -39,12 +39,20 @@ class Inputs:
             return
         self.kept = kept
         if all(isinstance(inputs, Tensor) for inputs in kept) and len({inputs.shape[1:] for inputs in kept}) == 1:
-            self.joined = torch.cat(kept)
+            self.joined, self.size = torch.cat(kept), len(kept[0])
 
-    def epoch(self) -> Iterator[Any]:
-        """All batches once."""
-        for inputs in self._shuffled():
-            yield self._cropped(inputs) if self.crop else inputs
+    def epoch(self) -> Iterator[tuple[Any, Tensor | None]]:
+        """All batches once, each with the places of its samples in `whole`, where there are such."""
+        if self.whole is None:
+            yield from ((self._cropped(inputs) if self.crop else inputs, None) for inputs in self._shuffled())
+            return
+        for places in torch.randperm(len(self.whole), generator=self.generator).split(self.size):
+            yield self.whole[places], places
+
+    @property
+    def whole(self) -> Tensor | None:
+        """All inputs as one tensor, where they fit and every epoch has the same."""
+        return None if self.crop else self.joined
 
     def _shuffled(self) -> Iterable[Any]:
         if self.kept is None:
@@ -52,8 +60,9 @@ class Inputs:
         if self.joined is None:
             order = torch.randperm(len(self.kept), generator=self.generator).tolist()
             return (cloned(self.kept[index]) for index in order)
-        joined, size = self.joined, len(self.kept[0])
-        return (joined[part] for part in torch.randperm(len(joined), generator=self.generator).split(size))
+        return (
+            self.joined[part] for part in torch.randperm(len(self.joined), generator=self.generator).split(self.size)
+        )
 
     def _cropped(self, inputs: Any) -> Tensor:
         """A random square of each image, of one batch at the same place."""
