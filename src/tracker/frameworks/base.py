@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from tracker.errors import TrackerError
 
 if TYPE_CHECKING:
     import torch
@@ -63,6 +65,23 @@ class Framework(ABC):
     @abstractmethod
     def describe(self, model: Any) -> str:
         """The architecture in words: what weights do not tell (activations, strides)."""
+
+
+def refuse_misfits(what: str, missing: Sequence[str], unexpected: Sequence[str]) -> None:
+    """Refuse tensors that are not those of an architecture.
+
+    Args:
+        what: what the tensors are, for the error message.
+        missing: names that the architecture has and the tensors have not.
+        unexpected: the other way round.
+
+    Raises:
+        TrackerError: there is one of either.
+    """
+    groups = (("missing", missing), ("unexpected", unexpected))
+    parts = [f"{len(names)} {kind}, such as {names[0]}" for kind, names in groups if names]
+    if parts:
+        raise TrackerError(f"{what} do not fit the architecture: {'; '.join(parts)}")
 
 
 def load_framework(name: str) -> Framework:

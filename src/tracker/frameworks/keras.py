@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tracker.errors import TrackerError
-from tracker.frameworks.base import Framework
+from tracker.frameworks.base import Framework, refuse_misfits
 from tracker.frameworks.keras_layout import Layout, layout
 from tracker.frameworks.keras_names import layers_by_name, stable, unique
 
@@ -147,13 +147,7 @@ class Keras(Framework):
                     f"{order.shape(tuple(variable.shape))}"
                 )
         missing, unexpected = sorted(found.keys() - tensors.keys()), sorted(tensors.keys() - found.keys())
-        if missing or unexpected:
-            parts = [
-                f"{len(names)} {kind}, such as {names[0]}"
-                for kind, names in (("missing", missing), ("unexpected", unexpected))
-                if names
-            ]
-            raise TrackerError(f"{what} do not fit the architecture: {'; '.join(parts)}")
+        refuse_misfits(what, missing, unexpected)
         for variable, _ in found.values():
             if "float" in variable.dtype:
                 variable.assign(np.full(variable.shape, np.nan, np.float32))

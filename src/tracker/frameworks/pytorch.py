@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tracker.errors import TrackerError
-from tracker.frameworks.base import Framework
+from tracker.frameworks.base import Framework, refuse_misfits
 
 
 class PyTorch(Framework):
@@ -34,13 +34,7 @@ class PyTorch(Framework):
             name for name in state.keys() - tensors.keys() - counters if state[name].data_ptr() not in given
         )
         unexpected = sorted(tensors.keys() - state.keys())
-        if missing or unexpected:
-            parts = [
-                f"{len(names)} {kind}, such as {names[0]}"
-                for kind, names in (("missing", missing), ("unexpected", unexpected))
-                if names
-            ]
-            raise TrackerError(f"{what} do not fit the architecture: {'; '.join(parts)}")
+        refuse_misfits(what, missing, unexpected)
         for tensor in state.values():
             if tensor.is_floating_point():
                 tensor.fill_(float("nan"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +97,37 @@ def replace(model: Any, name: str, module: Any) -> None:
     if last not in owner._modules:
         raise TrackerError(f"the bitstream's structure does not fit the architecture: there is no {name[:80]!r}")
     owner._modules[last] = module
+
+
+def split_layers(
+    model: Any,
+    layers: dict[str, Any],
+    kinds: type | tuple[type, ...],
+    largest: Callable[[Any, str], int],
+    split: Callable[[Any, int], Any],
+) -> Any:
+    """Replace layers of a PyTorch model by pairs of lower rank.
+
+    Args:
+        model: changed in place; an empty name stands for the model itself.
+        layers: ranks by layer name.
+        kinds: of the layers.
+        largest: the largest rank of a layer, from it and its name.
+        split: the pair, from a layer and its rank.
+
+    Returns:
+        The model; another one where the model itself is the layer.
+
+    Raises:
+        TrackerError: a name is no such layer, or a rank is none that it can have.
+    """
+    for name, rank in layers.items():
+        layer = model if not name else one_of(model, name, kinds)
+        pair = split(layer, count(rank, name, largest(layer, name)))
+        if not name:
+            return pair
+        replace(model, name, pair)
+    return model
 
 
 def count(value: Any, name: str, largest: int) -> int:

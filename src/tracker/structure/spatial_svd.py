@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from tracker.errors import TrackerError
-from tracker.structure.base import count, one_of, replace
+from tracker.structure.base import split_layers
 
 
 def rebuild(model: nn.Module, layers: dict[str, Any]) -> nn.Module:
@@ -28,13 +28,7 @@ def rebuild(model: nn.Module, layers: dict[str, Any]) -> nn.Module:
     Raises:
         TrackerError: a name is no such layer, or a rank is none that it can have.
     """
-    for name, rank in layers.items():
-        layer: Any = model if not name else one_of(model, name, nn.Conv2d)
-        pair = split(layer, count(rank, name, largest_rank(layer, name)))
-        if not name:
-            return pair
-        replace(model, name, pair)
-    return model
+    return split_layers(model, layers, nn.Conv2d, largest_rank, split)
 
 
 def largest_rank(layer: nn.Module, name: str) -> int:
