@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import logging
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from tracker.anchors.digits import Digits
 from tracker.codecs.base import Context, Transformed
 from tracker.codecs.finetune import Finetune
+from tracker.codecs.finetune_inputs import side
 from tracker.data.digits import Digits as DigitsData
 from tracker.errors import TrackerError
 from tracker.tasks.classification import Classification
@@ -148,6 +150,64 @@ def test_random_squares_and_inputs_of_several_sizes() -> None:
         assert given.metrics["finetune/agreement_after"] > given.metrics["finetune/agreement_before"]
     with pytest.raises(TrackerError, match="use mse"):
         Finetune(loss="kl").apply(copy.deepcopy(model), context)
+
+
+def fully_convolutional() -> tuple[nn.Module, nn.Module, Context]:
+    """An anchor that takes images of any size, one that has lost a part of it, and large images."""
+    torch.manual_seed(0)
+    anchor = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1)).eval()
+    model = copy.deepcopy(anchor)
+    model[2].weight.data[:, ::2] = 0
+    photographs = [torch.rand(1, 3, 200, 130 + index) for index in range(3)]
+    return anchor, model, Context(lambda m, x: m(x), lambda: photographs, 0, "cpu", lambda: photographs, anchor=anchor)
+
+
+def test_an_epoch_that_makes_it_worse_is_taken_back() -> None:
+    _, model, context = fully_convolutional()
+    given = Finetune(epochs=2, learning_rate=1.0).apply(model, context)
+    rows = given.tables["epochs"]
+    rates = [row["learning rate"] for row in rows[1:]]
+    assert rates[0] == 1.0
+    assert rates[-1] < 0.5
+    assert rates == sorted(rates, reverse=True)
+    assert [row["epoch"] for row in rows[-2:]] == [1, 2]
+    for row, then in itertools.pairwise(rows[1:]):
+        assert (then["learning rate"] < row["learning rate"]) == (row["loss"] > 1.5 * rows[0]["loss"])
+    assert given.metrics["finetune/loss_after"] < given.metrics["finetune/loss_before"]
+
+
+@pytest.mark.parametrize("crop", ["auto", None])
+def test_large_images_are_trained_on_in_squares(crop: str | None) -> None:
+    anchor, _, context = fully_convolutional()
+    seen: list[torch.Size] = []
+
+    def predict(model: nn.Module, inputs: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            seen.append(inputs.shape)
+        return model(inputs)
+
+    context = dataclasses.replace(context, predict=predict)
+    Finetune(epochs=1, crop=crop).apply(copy.deepcopy(anchor), context)
+    if crop is None:
+        assert sorted(seen) == [(1, 3, 200, 130 + index) for index in range(3)]
+    else:  # 3 x 2 squares of 64 in each of the three photographs, 4 at once
+        assert seen == [(4, 3, 64, 64)] * 4 + [(2, 3, 64, 64)]
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (nn.Conv2d(3, 4, 3, stride=2, padding=1), 64),
+        (nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)), None),
+        (nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Conv2d(3, 2, 1)), None),
+        (nn.Sequential(nn.Flatten(), nn.Linear(3 * 200 * 200, 2)), None),
+    ],
+    ids=["convolution", "classifier", "output of one size", "input of one size"],
+)
+def test_which_networks_can_be_trained_on_squares(model: nn.Module, expected: int | None) -> None:
+    assert side(lambda m, x: m(x), model, torch.rand(2, 3, 200, 200)) == expected
+    assert side(lambda m, x: m(x), model, torch.rand(2, 3, 100, 200)) is None
+    assert side(lambda m, x: m(x), model, {"x": torch.rand(2, 3)}) is None
 
 
 def test_what_cannot_be_trained_is_refused(context: Context, caplog: pytest.LogCaptureFixture) -> None:

@@ -197,6 +197,43 @@ def test_resnet_with_padded_shortcuts(tmp_path: Path) -> None:
     assert same(received(CifarResNet(1), given), given.model, images[0])
 
 
+class Ending(nn.Module):
+    """A network of two convolutions and what comes after them."""
+
+    def __init__(self, end: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.relu = nn.Conv2d(3, 16, 3, padding=1), nn.ReLU()
+        self.second = nn.Conv2d(16, 3, 3, padding=1)
+        self.end = end
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) to whatever `end` gives."""
+        return self.end(x, self.second(self.relu(self.first(x))))
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda x, y: x + y,
+        lambda x, y: y,
+        lambda x, y: torch.cat([x, y], dim=1),
+        lambda x, y: torch.sigmoid(y),
+        lambda x, y: x * y,
+        lambda x, y: (x + y).clamp(0, 1),
+        lambda x, y: F.pixel_shuffle(torch.cat([y, x[:, :1]], dim=1), 2),
+        lambda x, y: y.chunk(3, dim=1)[1],
+    ],
+    ids=["residual", "convolution", "concatenation", "sigmoid", "product", "clamp", "pixel shuffle", "chunk"],
+)
+def test_whatever_the_output_comes_from(
+    end: Callable[[Tensor, Tensor], Tensor], batches: list[Tensor], tmp_path: Path
+) -> None:
+    given = pruned(filled(Ending(end)), batches, tmp_path, reconstruction_samples=480)
+    assert given.metrics["prune/layers"] == 1
+    assert given.edits[0].layers == {"first": {"out": 8}, "second": {"in": 8}}
+    assert same(received(Ending(end), given), given.model, batches[0])
+
+
 def test_greedy_search_reuses_scores(mixed: nn.Module, batches: list[Tensor], tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "mode": "auto",
@@ -264,7 +301,7 @@ def test_places_among_zeros() -> None:
         ({"ratio": 0}, "codec.prune.ratio"),
         ({"ratio": 1.5}, "codec.prune.ratio"),
         ({"ratios": {"second": 2}}, "codec.prune.ratios.second"),
-        ({"rank": 3}, "no ranks"),
+        ({"rank": 3}, "codec.prune.rank"),
         ({"mode": "auto", "ratios": {"second": 0.5}}, "mode=auto"),
         ({"target_ratio": 0.5}, "mode=auto"),
         ({"ignore": ["second"], "ratios": {"second": 0.5}}, "second"),

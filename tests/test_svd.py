@@ -396,7 +396,7 @@ def test_forged_edits_are_refused(kind: str, layers: dict[str, Any]) -> None:
         ({"ratios": {"0": -1}}, r"ratios\.0=-1"),
         ({"ranks": {"0": 0}}, r"ranks\.0=0"),
         ({"mode": "automatic"}, "mode='automatic'"),
-        ({"mode": "auto", "ranks": {"0": 2}}, "leave out ratios, ranks"),
+        ({"mode": "auto", "ranks": {"0": 2}}, "mode=auto chooses"),
         ({"mode": "auto", "ratio": 1}, "set target_ratio"),
         ({"target_ratio": 0.5}, "add mode=auto"),
         ({"target_ratio": 1.0, "mode": "auto"}, "target_ratio=1.0"),

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from tqdm import tqdm
 
@@ -21,11 +21,26 @@ from tracker.decomposition.scores import Agreement, Scores, write_json
 from tracker.errors import TrackerError
 
 if TYPE_CHECKING:
-    from tracker.decomposition.options import Decomposition
+    from tracker.decomposition.options import ByLayer
+
+
+S = TypeVar("S", bound="ByLayer")
+T = TypeVar("T", bound="Counting")
+
+
+class Counting(Protocol):
+    """What a search has to know: how many ranks or channels a ratio leaves, and what AIMET is to make small."""
+
+    @property
+    def metric(self) -> Any:
+        """AIMET's cost metric."""
+
+    def rank(self, layer: Any, ratio: Any) -> int:
+        """The rank, or the number of channels, of a layer at a ratio."""
 
 
 @dataclass
-class Work:
+class Work(Generic[S, T]):
     """One use of AIMET.
 
     Attributes:
@@ -37,21 +52,19 @@ class Work:
         scores: of the greedy search, kept in the cache.
         score_rows: the same as a table.
         computed: layers and ranks that were scored now.
-        reused: number of candidates whose score was in the cache.
         after: AIMET's records of the decomposed model's layers, by name.
         ratios: by layer, as AIMET used them.
         agreed: how well the decomposed model agrees with the anchor.
     """
 
-    stage: Decomposition
+    stage: S
     context: Context
     prepared: aimet.Prepared
-    tools: Tools
+    tools: T
     agreement: Agreement | None
     scores: Scores | None = None
     score_rows: list[dict[str, Any]] = field(default_factory=list)
     computed: set[tuple[str, int]] = field(default_factory=set)
-    reused: int = 0
     after: dict[str, Any] = field(default_factory=dict)
     ratios: dict[str, Any] = field(default_factory=dict)
     agreed: float | None = None
@@ -91,7 +104,7 @@ class Tools:
         return int(self.calculator.calculate_rank_given_comp_ratio(layer, ratio, self.metric))
 
 
-def run(work: Work, call: Any) -> Any:
+def run(work: Work[Any, Any], call: Any) -> Any:
     """What a call of AIMET gives; what it raises in one line."""
     try:
         return call()
@@ -106,7 +119,18 @@ def run(work: Work, call: Any) -> Any:
 
 
 @contextlib.contextmanager
-def adapted(work: Work) -> Iterator[None]:
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Another value for an attribute of a class or module of AIMET's, put back at the end."""
+    before = vars(owner)[name]
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+@contextlib.contextmanager
+def adapted(work: Work[Any, Any]) -> Iterator[None]:
     """AIMET with this model's inputs and costs, the cache for its scores, and no files in the working folder."""
     from aimet_torch import compression_factory
     from aimet_torch.common.comp_ratio_select import GreedyCompRatioSelectAlgo as Greedy
@@ -148,17 +172,13 @@ def adapted(work: Work) -> Iterator[None]:
         (Greedy, "_pickle_eval_scores_dict", keep_scores),
         (Greedy, "_compute_eval_scores_for_all_comp_ratio_candidates", lambda self: _scores(work, self)),
     ]
-    before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
-    try:
+    with contextlib.ExitStack() as stack:
         for owner, name, value in changes:
-            setattr(owner, name, value)
+            stack.enter_context(replaced(owner, name, value))
         yield
-    finally:
-        for owner, name, value in before:
-            setattr(owner, name, value)
 
 
-def _scores(work: Work, greedy: Any) -> dict[str, dict[Decimal, float]]:
+def _scores(work: Work[Any, Any], greedy: Any) -> dict[str, dict[Decimal, float]]:
     """AIMET's table of scores by layer and ratio: those of the cache, and the others measured."""
     layers, ratios = greedy._layer_db.get_selected_layers(), greedy._comp_ratio_candidates
     table: dict[str, dict[Decimal, float]] = {}
@@ -172,7 +192,7 @@ def _scores(work: Work, greedy: Any) -> dict[str, dict[Decimal, float]]:
     return table
 
 
-def _score(work: Work, greedy: Any, layer: Any, ratio: Decimal) -> float:
+def _score(work: Work[Any, Any], greedy: Any, layer: Any, ratio: Decimal) -> float:
     """The model's agreement with one layer decomposed."""
     from aimet_torch.common.defs import LayerCompRatioPair
 
@@ -187,8 +207,6 @@ def _score(work: Work, greedy: Any, layer: Any, ratio: Decimal) -> float:
         database.destroy()
         work.scores.put(name, rank, score)
         work.computed.add((name, rank))
-    elif (name, rank) not in work.computed:
-        work.reused += 1
     source = "computed" if (name, rank) in work.computed else "cache"
     work.score_rows.append({"layer": name, "ratio": float(ratio), "rank": rank, "score": score, "source": source})
     return score

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tracker.aimet.winnow import replaced
+from tracker.aimet.compressor import replaced
 from tracker.codecs.base import Context
 from tracker.errors import TrackerError
 from tracker.evaluation import cloned

@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib.metadata
-import logging
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -20,11 +20,11 @@ from tqdm import tqdm
 
 from tracker import aimet
 from tracker.aimet.channels import Channels, Costs, rows, running, same, smaller, unfit
-from tracker.aimet.compressor import Work, adapted, run
+from tracker.aimet.compressor import Work, adapted, replaced, run
 from tracker.aimet.points import POINTS, generators, images, points
-from tracker.aimet.winnow import Guard, any_operation, replaced
+from tracker.aimet.winnow import Guard, any_operation
 from tracker.codecs.base import Context, Transformed
-from tracker.decomposition import plots as decomposition_plots
+from tracker.decomposition.report import reported, tell_left
 from tracker.decomposition.scores import Agreement, Scores, scores_key
 from tracker.errors import TrackerError
 from tracker.structure import Edit, rebuild
@@ -32,8 +32,6 @@ from tracker.structure.prune import describe
 
 if TYPE_CHECKING:
     from tracker.codecs.prune import Prune
-
-log = logging.getLogger(__name__)
 
 
 def apply(options: Prune, model: nn.Module, context: Context) -> Transformed:
@@ -70,7 +68,7 @@ class Pruning:
         named = {self.prefix + name for option, name in options.named() if option != "ignore"}
         self.guard = Guard(self.example, options.on_failure == "refuse", named, self.prefix, context.seed)
         agreement = Agreement(context, options.evaluation_iterations) if context.agreement or self._auto else None
-        self.work = Work(options, context, prepared, self._channels(), agreement)  # type: ignore[arg-type]
+        self.work = Work(options, context, prepared, self._channels(), agreement)
         if self._auto:
             version = importlib.metadata.version("aimet-torch")
             how = (options.kind, options.evaluation_iterations, options.reconstruction_samples, context.seed, version)
@@ -152,25 +150,24 @@ class Pruning:
         return {name: wanted[name] for name in order if name in wanted}
 
     def _why(self) -> str:
-        """The first reason for which a layer cannot be pruned."""
-        first = next(iter(self.guard.failures.items()), None)
-        return f" ({self.work.plain(first[0])}: {first[1]})" if first else ""
+        """The reason for which the most layers cannot be pruned."""
+        if not self.guard.failures:
+            return ""
+        reason, count = Counter(self.guard.failures.values()).most_common(1)[0]
+        names = [self.work.plain(name) for name, why in self.guard.failures.items() if why == reason]
+        return f" ({names[0]}{f' and {count - 1} more' if count > 1 else ''}: {reason})"
 
     def _tell(self, ratios: dict[str, float]) -> None:
         """A warning about the layers that AIMET failed on."""
         failed = [(self.work.plain(name), reason) for name, reason in self.guard.failures.items() if name in ratios]
-        failed = [(name, reason) for name, reason in failed if reason != self.guard.FIRST]
-        if failed:
-            told = "; ".join(f"{name} ({reason})" for name, reason in failed[:3])
-            more = f"; and {len(failed) - 3} more, in stages/*/layers.json" if len(failed) > 3 else ""
-            log.warning("codec.prune leaves layers as they are: %s%s", told, more)
+        tell_left(self.options, [(name, reason) for name, reason in failed if reason != self.guard.FIRST])
 
     @contextlib.contextmanager
     def _costs(self, database: Any, ratios: dict[str, float]) -> Iterator[None]:
         """Find what pruning each layer does, and let AIMET's search count by that."""
         from aimet_torch.channel_pruning.channel_pruner import ChannelPruningCostCalculator, InputChannelPruner
 
-        costs, shape = Costs(self.work.tools), tuple(self.work.prepared.example[0].shape)  # type: ignore[arg-type]
+        costs, shape = Costs(self.work.tools), tuple(self.work.prepared.example[0].shape)
         pruner = InputChannelPruner(self.images, shape, self.images.count * POINTS, True)
         run(
             self.work,
@@ -222,29 +219,15 @@ class Pruning:
 
     def _statistics(self, before: dict[str, Any], stats: Any) -> dict[str, Any]:
         """Ratios, metrics, tables and figures."""
-        work, options = self.work, self.options
-        mac, memory = float(stats.mac_compression_ratio), float(stats.memory_compression_ratio)
-        reached = mac if options.cost_metric == "mac" else memory
-        if self._auto and reached > options.target + 0.02:
-            log.warning(
-                "codec.prune reached a ratio of %.3f, not %.3f: the layers allow no less", reached, options.target
-            )
+        work = self.work
+        ratios = float(stats.mac_compression_ratio), float(stats.memory_compression_ratio)
         reasons = {work.plain(name): reason for name, reason in self.guard.failures.items()}
         table = rows(before, work.after, work.ratios, reasons)
-        metrics = {"prune/layers": float(sum(row["input channels kept"] < row["input channels"] for row in table))}
-        if work.agreed is not None:
-            metrics["prune/agreement"] = work.agreed
-        tables: dict[str, Any] = {"layers": table}
-        shown = [{**row, "rank": None} for row in table]
-        figures = {"layers": decomposition_plots.by_layer(shown, f"prune: MACs {mac:.3f}, memory {memory:.3f}")}
-        if self._auto:
-            tables["scores"] = [
-                {"channels" if key == "rank" else key: value for key, value in row.items()} for row in work.score_rows
-            ]
-            figures["scores"] = decomposition_plots.by_score(work.score_rows, "prune: agreement with the anchor")
-            metrics["prune/scores_computed"] = float(len(work.computed))
-            metrics["prune/scores_reused"] = float(work.reused)
-        return {"mac_ratio": mac, "memory_ratio": memory, "metrics": metrics, "tables": tables, "figures": figures}
+        fewer = sum(row["input channels kept"] < row["input channels"] for row in table)
+        scores = [
+            {"channels" if key == "rank" else key: value for key, value in row.items()} for row in work.score_rows
+        ]
+        return reported(self.options, ratios, table, fewer, work.agreed, scores)
 
 
 def rebuilt(model: nn.Module, pruned: nn.Module, edits: list[Edit]) -> nn.Module:

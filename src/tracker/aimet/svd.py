@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import logging
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ from tracker.aimet import layers as aimet_layers
 from tracker.aimet.compressor import Tools, Work, adapted, run
 from tracker.aimet.layers import Found
 from tracker.codecs.base import Context, Transformed
-from tracker.decomposition import plots as decomposition_plots
+from tracker.decomposition.report import reported, tell_left
 from tracker.decomposition.scores import Agreement, Scores, scores_key
 from tracker.errors import TrackerError
 from tracker.structure import Edit, rebuild
@@ -28,7 +27,7 @@ from tracker.structure import Edit, rebuild
 if TYPE_CHECKING:
     from tracker.decomposition.options import Decomposition
 
-log = logging.getLogger(__name__)
+    SvdWork = Work[Decomposition, Tools]
 
 
 def apply(stage: Decomposition, model: nn.Module, context: Context) -> Transformed:
@@ -54,7 +53,7 @@ def apply(stage: Decomposition, model: nn.Module, context: Context) -> Transform
         return _result(work, model, _told(found, chosen), stats)
 
 
-def _start(stage: Decomposition, model: nn.Module, context: Context) -> Work:
+def _start(stage: Decomposition, model: nn.Module, context: Context) -> SvdWork:
     """A copy to work on, and the measure."""
     # In float32: AIMET's spatial SVD gives float32 whatever it gets, and numpy decomposes no half precision.
     copied = copy.deepcopy(model).float()
@@ -82,7 +81,7 @@ def _tools(stage: Decomposition) -> Tools:
     return Tools(splitter, getattr(cost_calculator, f"{word}CostCalculator"), CostMetric[stage.cost_metric])
 
 
-def _layers(work: Work) -> list[Found]:
+def _layers(work: SvdWork) -> list[Found]:
     """All layers; refuses what is configured to be refused.
 
     Raises:
@@ -108,10 +107,7 @@ def _layers(work: Work) -> list[Found]:
             f"AIMET cannot decompose {failures[0].name}: {failures[0].reason}; put it into codec.{stage.key}.ignore, "
             f"or set codec.{stage.key}.on_failure=skip"
         )
-    if failures:
-        told = "; ".join(f"{layer.name} ({layer.reason})" for layer in failures[:3])
-        more = f"; and {len(failures) - 3} more, in stages/*/layers.json" if len(failures) > 3 else ""
-        log.warning("codec.%s leaves layers as they are: %s%s", stage.key, told, more)
+    tell_left(stage, [(layer.name, layer.reason) for layer in failures])
     return found
 
 
@@ -119,7 +115,7 @@ def _wanted(stage: Decomposition, name: str) -> bool:
     return name not in stage.ignore and (stage.layers is None or name in stage.layers)
 
 
-def _chosen(work: Work, found: list[Found]) -> dict[str, Any]:
+def _chosen(work: SvdWork, found: list[Found]) -> dict[str, Any]:
     """Ratios by layer (None: AIMET's choice); layers that stay as they are have a reason, a string.
 
     Raises:
@@ -148,7 +144,7 @@ def _chosen(work: Work, found: list[Found]) -> dict[str, Any]:
     return chosen
 
 
-def _ratio_of_rank(work: Work, layer: Found, own: int | None) -> Any:
+def _ratio_of_rank(work: SvdWork, layer: Found, own: int | None) -> Any:
     """The ratio from which AIMET finds a rank, or why the layer stays as it is.
 
     Raises:
@@ -166,7 +162,7 @@ def _ratio_of_rank(work: Work, layer: Found, own: int | None) -> Any:
     return work.tools.ratio(layer.aimet, rank)
 
 
-def _compressed(work: Work, found: list[Found], chosen: dict[str, Any]) -> Any:
+def _compressed(work: SvdWork, found: list[Found], chosen: dict[str, Any]) -> Any:
     """Run ModelCompressor.
 
     Returns:
@@ -216,7 +212,7 @@ def _told(found: list[Found], chosen: dict[str, Any]) -> list[Found]:
     ]
 
 
-def _result(work: Work, model: nn.Module, found: list[Found], stats: Any) -> Transformed:
+def _result(work: SvdWork, model: nn.Module, found: list[Found], stats: Any) -> Transformed:
     """The stage's model with the new layers, and what is told about them."""
     stage = work.stage
     pairs = {
@@ -237,24 +233,9 @@ def _result(work: Work, model: nn.Module, found: list[Found], stats: Any) -> Tra
     return Transformed(model, edits, **_statistics(work, found, stats))
 
 
-def _statistics(work: Work, found: list[Found], stats: Any) -> dict[str, Any]:
+def _statistics(work: SvdWork, found: list[Found], stats: Any) -> dict[str, Any]:
     """Ratios, metrics, tables and figures."""
-    stage = work.stage
-    mac, memory = float(stats.mac_compression_ratio), float(stats.memory_compression_ratio)
-    reached = mac if stage.cost_metric == "mac" else memory
-    if stage.mode == "auto" and reached > stage.target + 0.02:
-        log.warning(
-            "codec.%s reached a ratio of %.3f, not %.3f: the layers allow no less", stage.key, reached, stage.target
-        )
+    ratios = float(stats.mac_compression_ratio), float(stats.memory_compression_ratio)
     rows = aimet_layers.cost_rows(found, work.after, work.ratios, work.tools.calculator.compute_layer_cost)
-    metrics = {f"{stage.key}/layers": float(sum(row["rank"] is not None for row in rows))}
-    if work.agreed is not None:
-        metrics[f"{stage.key}/agreement"] = work.agreed
-    tables: dict[str, Any] = {"layers": rows}
-    figures = {"layers": decomposition_plots.by_layer(rows, f"{stage.key}: MACs {mac:.3f}, memory {memory:.3f}")}
-    if stage.mode == "auto":
-        tables["scores"] = work.score_rows
-        figures["scores"] = decomposition_plots.by_score(work.score_rows, f"{stage.key}: agreement with the anchor")
-        metrics[f"{stage.key}/scores_computed"] = float(len(work.computed))
-        metrics[f"{stage.key}/scores_reused"] = float(work.reused)
-    return {"mac_ratio": mac, "memory_ratio": memory, "metrics": metrics, "tables": tables, "figures": figures}
+    ranked = sum(row["rank"] is not None for row in rows)
+    return reported(work.stage, ratios, rows, ranked, work.agreed, work.score_rows)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tracker.aimet.compressor import replaced
 from tracker.errors import TrackerError
 
 log = logging.getLogger(__name__)
@@ -29,17 +30,7 @@ ELEMENTWISE = frozenset(
 # Kinds in AIMET's table that are treated as unknown operations. "skip" looks at no channels, though such operations may
 # rearrange or combine them; and of "concat" AIMET takes back at the end what it has already passed on.
 UNSAFE = ("skip", "concat")
-
-
-@contextlib.contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Another value for an attribute of a class of AIMET's, put back at the end."""
-    before = vars(owner)[name]
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
+JOINING = ("add", "concat", "split")  # kinds with several inputs or outputs
 
 
 @contextlib.contextmanager
@@ -66,6 +57,13 @@ def any_operation() -> Iterator[None]:
                 one.extend([1] * (channels or 0))
         self._internal_connectivity = mask.StopInternalConnectivity([], [])
 
+    def defaults(self: Any, into: int | None, out: int | None) -> None:
+        # Of an addition and the like AIMET reads what comes behind it, which the model's own output has not.
+        if self._op_output is None and table.get_op_connectivity(ModelApi.pytorch, self._op_type).name in JOINING:
+            keep_all(self, into, out, False)
+        else:
+            usual(self, into, out)
+
     def propagate(self: Any) -> None:
         passed_on(self)
         # Layers behind an operation that keeps its channels have to keep them too, up to the convolution that wants
@@ -88,9 +86,11 @@ def any_operation() -> Iterator[None]:
 
     name, propagator = "_set_default_masks_for_null_and_stop_connectivity_ops", mask_propagator.MaskPropagator
     original, passed_on = getattr(mask.Mask, name), propagator.propagate_masks
+    usual = mask.Mask._set_default_input_output_masks
     with contextlib.ExitStack() as stack:
         stack.enter_context(replaced(table, "get_op_connectivity", connectivity))
         stack.enter_context(replaced(mask.Mask, name, keep_all))
+        stack.enter_context(replaced(mask.Mask, "_set_default_input_output_masks", defaults))
         stack.enter_context(replaced(propagator, "propagate_masks", propagate))
         yield
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -13,41 +13,65 @@ from tracker.errors import TrackerError
 from tracker.evaluation import cloned, tensor_bytes
 
 KEPT_BYTES = 512 * 2**20  # of training inputs; more of them are decoded again in every epoch
+STEPS, SIZES = 64, (4, 32)  # wanted in an epoch, and the smallest and largest batch for it
+SIDE = 64  # of squares cut from large images
 
 
 class Inputs:
-    """The training split's inputs, batch by batch, in another order in each epoch where they fit into memory."""
+    """The training split's inputs, batch by batch, in another order in each epoch where they fit into memory.
 
-    def __init__(self, context: Context, crop: int | None, generator: torch.Generator) -> None:
+    Inputs that are single tensors are trained on `size` at a time; others in the task's own batches.
+
+    Attributes:
+        size: samples, or squares of them, in a batch.
+        batches: in an epoch.
+    """
+
+    def __init__(self, context: Context, size: int | None, crop: int | None, generator: torch.Generator) -> None:
+        """Read the inputs once.
+
+        Args:
+            context: with the training split.
+            size: of a batch; None to have `STEPS` batches in an epoch, as far as `SIZES` allows.
+            crop: the side of random squares to cut.
+            generator: of the order and the squares.
+        """
         self.context, self.crop, self.generator = context, crop, generator
         self.kept: list[Any] | None = None
         self.joined: Tensor | None = None
-        self.batches, self.size = 0, 1
-        self._read()
+        self._read(size)
 
-    def _read(self) -> None:
-        """Count the batches, and keep them where they fit."""
-        kept, size = [], 0
+    def _read(self, wanted: int | None) -> None:
+        """Count the inputs, and keep them where they fit."""
+        kept, size, batches, samples = [], 0, 0, 0
         for inputs in self.context.training():
-            self.batches += 1
+            if isinstance(inputs, Tensor):
+                samples += len(inputs) * self._squares(inputs)
+            else:
+                batches += 1
             size += tensor_bytes(inputs)
             if size <= KEPT_BYTES:
                 kept.append(inputs)
             else:
                 kept = []
-        if size > KEPT_BYTES:
-            return
-        self.kept = kept
-        if all(isinstance(inputs, Tensor) for inputs in kept) and len({inputs.shape[1:] for inputs in kept}) == 1:
-            self.joined, self.size = torch.cat(kept), len(kept[0])
+        self.size = wanted or min(max(samples // STEPS, SIZES[0]), SIZES[1])
+        self.batches = batches - (-samples // self.size)
+        if size <= KEPT_BYTES:
+            self.kept = kept
+            if all(isinstance(inputs, Tensor) for inputs in kept) and len({inputs.shape[1:] for inputs in kept}) == 1:
+                self.joined = torch.cat(kept)
 
     def epoch(self) -> Iterator[tuple[Any, Tensor | None]]:
         """All batches once, each with the places of its samples in `whole`, where there are such."""
-        if self.whole is None:
-            yield from ((self._cropped(inputs) if self.crop else inputs, None) for inputs in self._shuffled())
+        if self.whole is not None:
+            for places in torch.randperm(len(self.whole), generator=self.generator).split(self.size):
+                yield self.whole[places], places
             return
-        for places in torch.randperm(len(self.whole), generator=self.generator).split(self.size):
-            yield self.whole[places], places
+        for inputs in self._cropped() if self.crop else self._shuffled():
+            if isinstance(inputs, Tensor):
+                yield from ((part, None) for part in inputs.split(self.size))
+            else:
+                yield inputs, None
 
     @property
     def whole(self) -> Tensor | None:
@@ -55,24 +79,60 @@ class Inputs:
         return None if self.crop else self.joined
 
     def _shuffled(self) -> Iterable[Any]:
+        """The task's batches, in any order where they fit into memory."""
         if self.kept is None:
             return self.context.training()
-        if self.joined is None:
-            order = torch.randperm(len(self.kept), generator=self.generator).tolist()
-            return (cloned(self.kept[index]) for index in order)
-        return (
-            self.joined[part] for part in torch.randperm(len(self.joined), generator=self.generator).split(self.size)
-        )
+        order = torch.randperm(len(self.kept), generator=self.generator).tolist()
+        return (cloned(self.kept[index]) for index in order)
 
-    def _cropped(self, inputs: Any) -> Tensor:
-        """A random square of each image, of one batch at the same place."""
-        if not isinstance(inputs, Tensor) or inputs.ndim != 4:
-            raise TrackerError(
-                "finetune's crop is for models whose input is one tensor (batch, channels, height, width)"
-            )
-        starts = []
-        for length in inputs.shape[2:]:
-            last = max(length - int(self.crop or 1), 0)
-            starts.append(int(torch.randint(last + 1, (1,), generator=self.generator)))
-        top, left = starts
-        return inputs[:, :, top : top + int(self.crop or 1), left : left + int(self.crop or 1)]
+    def _squares(self, inputs: Tensor) -> int:
+        """How many squares of the side `crop` cover as much as an image does."""
+        if not self.crop or inputs.ndim != 4:
+            return 1
+        height, width = inputs.shape[2:]
+        return max(height // self.crop, 1) * max(width // self.crop, 1)
+
+    def _cropped(self) -> Iterator[Tensor]:
+        """Random squares of all images, those of several images in one batch."""
+        assert self.crop is not None
+        waiting: list[Tensor] = []
+        for inputs in self._shuffled():
+            if not isinstance(inputs, Tensor) or inputs.ndim != 4:
+                raise TrackerError(
+                    "finetune's crop is for models whose input is one tensor (batch, channels, height, width)"
+                )
+            height, width = (min(self.crop, length) for length in inputs.shape[2:])
+            for _ in range(self._squares(inputs)):
+                top, left = (
+                    int(torch.randint(length - side + 1, (1,), generator=self.generator))
+                    for length, side in zip(inputs.shape[2:], (height, width), strict=True)
+                )
+                square = inputs[:, :, top : top + height, left : left + width]
+                if waiting and (square.shape[1:] != waiting[0].shape[1:] or sum(map(len, waiting)) >= self.size):
+                    yield torch.cat(waiting)
+                    waiting = []
+                waiting.append(square)
+        if waiting:
+            yield torch.cat(waiting)
+
+
+def side(predict: Callable[[Any, Any], Tensor], model: Any, inputs: Any) -> int | None:
+    """The side of the squares on which a model can be trained in place of whole images.
+
+    Args:
+        predict: the anchor's.
+        model: whose input is probed.
+        inputs: one batch.
+
+    Returns:
+        `SIDE`, where images are large and the output's size follows the input's, as with super-resolution; or None.
+    """
+    if not isinstance(inputs, Tensor) or inputs.ndim != 4 or min(inputs.shape[2:]) < 2 * SIDE:
+        return None
+    try:
+        with torch.no_grad():
+            small, large = (predict(model, inputs[:1, :, :length, :length].clone()) for length in (SIDE, 2 * SIDE))
+    except Exception:  # a model's own code raises what it likes for an input of another size
+        return None
+    follows = small.ndim == 4 and [2 * length for length in small.shape[2:]] == list(large.shape[2:])
+    return SIDE if follows and min(small.shape[2:]) > 1 else None

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from tracker.codecs.base import Context, Transformed
-from tracker.decomposition.options import Decomposition
+from tracker.decomposition.options import ByLayer
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-class Prune(Decomposition):
+class Prune(ByLayer):
     """Channel pruning of convolutions of one group.
 
     A ratio is the share of a layer's input channels that stay; in mode auto, the model's cost after over before.
@@ -33,12 +33,6 @@ class Prune(Decomposition):
         le=1000000,
         description="points of calibration images on which remaining weights are fitted",
     )
-
-    @model_validator(mode="after")
-    def _no_ranks(self) -> Prune:
-        if self.rank is not None or self.ranks:
-            raise ValueError("pruning keeps shares of channels and has no ranks: set ratio or ratios")
-        return self
 
     @staticmethod
     def types() -> tuple[type[nn.Module], ...]:

@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from tracker.anchors.keras_base import traced_shapes
 from tracker.codecs.base import Context, Transformed
-from tracker.decomposition import plots as decomposition_plots
 from tracker.decomposition.keras_ranks import Cost, Shape, greedy, monotonic
 from tracker.decomposition.keras_split import decomposed, pair_of
+from tracker.decomposition.report import reported
 from tracker.decomposition.scores import Agreement, Scores, scores_key, write_json
 from tracker.errors import TrackerError
 from tracker.evaluation import on_device
@@ -68,7 +68,6 @@ class Work:
     pair: Any
     layers: list[Layer] = field(default_factory=list)
     score_rows: list[dict[str, Any]] = field(default_factory=list)
-    computed: int = 0
     agreement: Agreement | None = None
 
     @property
@@ -235,7 +234,6 @@ def _search(work: Work) -> None:
         if score is None:
             assert work.agreement is not None
             score, source = work.agreement(work.decomposed({name: rank})), "computed"
-            work.computed += 1
             kept.put(name, rank, score)
         scores[name][ratio] = score
         row = {"layer": name, "ratio": float(ratio), "rank": rank, "score": score, "source": source}
@@ -279,20 +277,7 @@ def _statistics(work: Work, changed: Any) -> dict[str, Any]:
                 "note": layer.reason,
             }
         )
-    mac, memory = after.mac / before.mac, after.memory / before.memory
-    reached = mac if stage.cost_metric == "mac" else memory
-    if stage.mode == "auto" and reached > stage.target + 0.02:
-        log.warning(
-            "codec.%s reached a ratio of %.3f, not %.3f: the layers allow no less", stage.key, reached, stage.target
-        )
-    metrics = {f"{stage.key}/layers": float(sum(row["rank"] is not None for row in rows))}
-    if work.agreement is not None:
-        metrics[f"{stage.key}/agreement"] = work.agreement(changed)
-    tables: dict[str, Any] = {"layers": rows}
-    figures = {"layers": decomposition_plots.by_layer(rows, f"{stage.key}: MACs {mac:.3f}, memory {memory:.3f}")}
-    if stage.mode == "auto":
-        tables["scores"] = work.score_rows
-        figures["scores"] = decomposition_plots.by_score(work.score_rows, f"{stage.key}: agreement with the anchor")
-        metrics[f"{stage.key}/scores_computed"] = float(work.computed)
-        metrics[f"{stage.key}/scores_reused"] = float(len(work.score_rows) - work.computed)
-    return {"mac_ratio": mac, "memory_ratio": memory, "metrics": metrics, "tables": tables, "figures": figures}
+    ratios = after.mac / before.mac, after.memory / before.memory
+    agreed = None if work.agreement is None else work.agreement(changed)
+    ranked = sum(row["rank"] is not None for row in rows)
+    return reported(stage, ratios, rows, ranked, agreed, work.score_rows)

@@ -1,4 +1,4 @@
-"""What spatial and weight SVD have in common: their options, and what of a model they refuse.
+"""What pruning, spatial SVD and weight SVD have in common: their options, and what of a model they refuse.
 
 Names and meanings of the options are those of AIMET (https://quic.github.io/aimet-pages, "Spatial SVD", "Weight SVD",
 "Greedy selection of compression ratios").
@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import importlib
 from abc import abstractmethod
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -24,23 +23,15 @@ Ratio = Annotated[float, Field(gt=0, le=1)]
 Rank = Annotated[int, Field(ge=1)]
 
 
-class Decomposition(Transform):
-    """Layers as products of two of lower rank.
+class ByLayer(Transform):
+    """A transform that makes layers smaller, each by a ratio that is given, or chosen by AIMET's greedy search."""
 
-    A ratio is a layer's cost after the decomposition over its cost before; AIMET takes the largest rank that keeps it
-    within the ratio. Ratio 1 leaves a layer as it is, and so does a rank at which the pair would cost more than the
-    layer.
-    """
-
-    frameworks: ClassVar[frozenset[str]] = frozenset({"pytorch", "keras"})
     key: ClassVar[str]  # the stage's name in configs and metrics
     kind: ClassVar[str]  # of the edits
 
     mode: Literal["manual", "auto"] = "manual"
     ratio: Ratio = Field(default=0.75, description="manual: of every layer; auto: of the model, without target_ratio")
     ratios: dict[str, Ratio] = Field(default={}, description="manual: ratio by layer, before `ratio`")
-    rank: Rank | None = Field(default=None, description="manual: rank of every layer, instead of `ratio`")
-    ranks: dict[str, Rank] = Field(default={}, description="manual: rank by layer, before all others")
     layers: list[str] | None = Field(default=None, description="manual: only these layers; null: all")
     ignore: list[str] = Field(default=[], description="layers to leave as they are")
     target_ratio: float | None = Field(
@@ -53,7 +44,7 @@ class Decomposition(Transform):
     multiplicity: int = Field(default=1, ge=1, description="ranks are rounded up to multiples of this")
     on_failure: Literal["skip", "refuse"] = Field(default="skip", description="where AIMET fails on a layer")
 
-    @field_validator("ratios", "ranks", mode="before")
+    @field_validator("ratios", "ranks", mode="before", check_fields=False)
     @classmethod
     def _by_name(cls, value: Any) -> Any:
         # null in the config, because Hydra lets no key be added to a dict there without a +; and 0 for "0".
@@ -67,34 +58,29 @@ class Decomposition(Transform):
         return [str(name) for name in value] if isinstance(value, list | tuple) else value
 
     @model_validator(mode="after")
-    def _consistent(self) -> Decomposition:
+    def _consistent(self) -> ByLayer:
+        given = {name for _, name in self.given()}
         if self.mode == "auto":
-            if self.ratios or self.ranks or self.rank is not None or self.layers is not None:
-                raise ValueError(
-                    "mode=auto chooses the layers' ratios itself: leave out ratios, ranks, rank and layers, or take "
-                    "mode=manual"
-                )
+            if given or self.layers is not None:
+                raise ValueError("mode=auto chooses the layers' ratios itself: name no layers, or take mode=manual")
             if self.target >= 1:
                 raise ValueError("mode=auto needs a ratio below 1: set target_ratio")
         elif self.target_ratio is not None:
             raise ValueError("target_ratio is for mode=auto: add mode=auto, or set ratio")
-        if self.multiplicity > 1 and (self.ranks or self.rank is not None):
-            raise ValueError(
-                "multiplicity rounds the ranks that follow from ratios: leave it at 1 where ranks are given"
-            )
-        twice = sorted(self.ratios.keys() & self.ranks.keys())
-        if twice:
-            raise ValueError(f"{twice[0]} has both a ratio and a rank: keep one of them")
-        both = sorted(set(self.ignore) & {*self.ratios, *self.ranks, *(self.layers or ())})
+        both = sorted(set(self.ignore) & {*given, *(self.layers or ())})
         if both:
-            raise ValueError(f"{both[0]} is in ignore and has a ratio, a rank or a place in layers: keep one of them")
+            raise ValueError(f"{both[0]} is in ignore, and has a value of its own or a place in layers: keep one")
         if self.layers is not None:
-            outside = sorted({*self.ratios, *self.ranks} - set(self.layers))
+            outside = sorted(given - set(self.layers))
             if outside:
-                raise ValueError(f"{outside[0]} has a ratio or a rank, but is not in layers: add it there")
+                raise ValueError(f"{outside[0]} has a value of its own, but is not in layers: add it there")
             if not self.layers:
                 raise ValueError("layers is empty, so nothing would be done: name layers, or set it to null for all")
         return self
+
+    def given(self) -> list[tuple[str, str]]:
+        """The layers that have values of their own, each with its option."""
+        return [("ratios", name) for name in self.ratios]
 
     @property
     def target(self) -> float:
@@ -103,29 +89,26 @@ class Decomposition(Transform):
 
     def named(self) -> list[tuple[str, str]]:
         """The layers that the options name, each with its option."""
-        options: dict[str, Iterable[str]] = {
-            "ratios": self.ratios,
-            "ranks": self.ranks,
-            "layers": self.layers or (),
-            "ignore": self.ignore,
-        }
-        return [(option, name) for option, names in options.items() for name in names]
+        others = {"layers": self.layers or (), "ignore": self.ignore}
+        return [*self.given(), *((option, name) for option, names in others.items() for name in names)]
 
     @staticmethod
     @abstractmethod
     def types() -> tuple[type[nn.Module], ...]:
-        """The PyTorch layers that the decomposition is for."""
+        """The PyTorch layers that the transform is for."""
 
     def check_model(self, model: Any, framework: str) -> None:
-        """Refuse a model without layers to decompose, or without those that the options name.
+        """Refuse a model without layers for the transform, or without those that the options name.
 
         Raises:
             TrackerError: that, or aimet-torch is missing.
         """
         super().check_model(model, framework)
-        if framework == "keras":
-            keras_side().check(self, model)
-            return
+        if framework == "pytorch":
+            self.check_layers(model)
+
+    def check_layers(self, model: nn.Module) -> None:
+        """The same for a PyTorch model."""
         from tracker import aimet
 
         aimet.check_installed(self.key)
@@ -165,6 +148,47 @@ class Decomposition(Transform):
         close = difflib.get_close_matches(name, layers, 1, cutoff=0.0)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise TrackerError(f"codec.{self.key}.{option} names {name}, and the model has no such layer{hint}")
+
+
+class Decomposition(ByLayer):
+    """Layers as products of two of lower rank.
+
+    A ratio is a layer's cost after the decomposition over its cost before; AIMET takes the largest rank that keeps it
+    within the ratio. Ratio 1 leaves a layer as it is, and so does a rank at which the pair would cost more than the
+    layer.
+    """
+
+    frameworks: ClassVar[frozenset[str]] = frozenset({"pytorch", "keras"})
+
+    rank: Rank | None = Field(default=None, description="manual: rank of every layer, instead of `ratio`")
+    ranks: dict[str, Rank] = Field(default={}, description="manual: rank by layer, before all others")
+
+    @model_validator(mode="after")
+    def _ranks(self) -> Decomposition:
+        if self.mode == "auto" and self.rank is not None:
+            raise ValueError("mode=auto chooses the layers' ratios itself: leave out rank, or take mode=manual")
+        if self.multiplicity > 1 and (self.ranks or self.rank is not None):
+            raise ValueError(
+                "multiplicity rounds the ranks that follow from ratios: leave it at 1 where ranks are given"
+            )
+        twice = sorted(self.ratios.keys() & self.ranks.keys())
+        if twice:
+            raise ValueError(f"{twice[0]} has both a ratio and a rank: keep one of them")
+        return self
+
+    def given(self) -> list[tuple[str, str]]:
+        """The layers that have a ratio or a rank of their own, each with its option."""
+        return [*super().given(), *(("ranks", name) for name in self.ranks)]
+
+    def check_model(self, model: Any, framework: str) -> None:
+        """Refuse a model without layers to decompose, or without those that the options name.
+
+        Raises:
+            TrackerError: that, or aimet-torch is missing for a PyTorch model.
+        """
+        super().check_model(model, framework)
+        if framework == "keras":
+            keras_side().check(self, model)
 
     def apply(self, model: Any, context: Context) -> Transformed:
         """The model with its layers decomposed.

@@ -23,7 +23,7 @@ def by_layer(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
     known = [row for row in rows if row["MACs before"] is not None]
     costliest = sorted(known, key=lambda row: -row["MACs before"])[:SHOWN]
     shown = [row for row in known if any(row is other for other in costliest)]
-    names = [f"{row['layer']}" + (f"  (rank {row['rank']})" if row["rank"] is not None else "") for row in shown]
+    names = [f"{row['layer']}" + (f"  (rank {row['rank']})" if row.get("rank") is not None else "") for row in shown]
     figure = Figure(figsize=(9, 1.6 + 0.22 * max(4, len(shown))), layout="constrained", dpi=110)
     axes = figure.subplots()
     places = range(len(shown))
