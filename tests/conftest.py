@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 Completed = subprocess.CompletedProcess[str]
+Here = Callable[..., Completed]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -62,6 +63,39 @@ def tracker(tmp_path: Path) -> Callable[..., Completed]:
             timeout=timeout,
             check=False,
         )
+
+    return run
+
+
+@pytest.fixture
+def here(ready: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Here:
+    """`python -m tracker WORDS` in tmp_path, without the seconds that a new process takes to import everything."""
+    from tracker import __main__ as command
+    from tracker import signals
+
+    monkeypatch.chdir(ready)
+    monkeypatch.syspath_prepend(str(ready))  # as `python -m` does
+    monkeypatch.setattr(signals, "install", lambda: None)  # pytest keeps its own Ctrl-C
+    if "absl.logging" in sys.modules:  # its handler would close what was standard error when TensorFlow was imported
+        sys.modules["absl.logging"].get_absl_handler().python_handler.stream = sys.__stderr__
+
+    def run(*words: str, **environment: str) -> Completed:
+        # Absolute: MLflow keeps one connection for each URI, whatever the current folder is by then.
+        environment.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{ready}/mlruns/mlflow.db")
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        if "PYTHONPATH" in environment:
+            monkeypatch.syspath_prepend(environment["PYTHONPATH"])
+        monkeypatch.setattr(sys, "argv", ["tracker", *words])
+        kept = dict(os.environ)
+        capfd.readouterr()
+        try:
+            status = command.main()
+        finally:
+            os.environ.clear()
+            os.environ.update(kept)
+        told = capfd.readouterr()
+        return Completed(list(words), status, told.out, told.err)
 
     return run
 

@@ -271,11 +271,11 @@ def test_torchvision_refuses_damaged_foreign_and_pickled_files(hub: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_torchvision_whole_run(tracker, logged: tuple[str, str], images: Path, hub: Path) -> None:
+def test_torchvision_whole_run(here, logged: tuple[str, str], images: Path, hub: Path) -> None:
     from torchvision.models import get_model
 
     torch.save(get_model("squeezenet1_1", weights=None).state_dict(), published("squeezenet1_1"))
-    done = tracker(
+    done = here(
         "anchor=torchvision", "anchor.model=squeezenet1_1", "anchor.weights_enum=IMAGENET1K_V1", "+codec=int8",
         f"data.root={images}", MLFLOW_TRACKING_URI=logged[0],
     )  # fmt: skip
@@ -326,9 +326,9 @@ def test_timm_refusals(tmp_path: Path, no_network: None) -> None:
 
 
 @pytest.mark.slow
-def test_timm_whole_run(tracker, logged: tuple[str, str], images: Path) -> None:
+def test_timm_whole_run(here, logged: tuple[str, str], images: Path) -> None:
     pytest.importorskip("timm")
-    done = tracker(
+    done = here(
         "anchor=timm", "anchor.model=test_resnet", "anchor.pretrained=false", "+anchor.options.num_classes=3",
         "+codec=int8", f"data.root={images}", MLFLOW_TRACKING_URI=logged[0],
     )  # fmt: skip
@@ -671,9 +671,9 @@ def test_mlflow_pickle_is_not_run_unless_allowed(store: str, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_mlflow_whole_run(tracker, logged: tuple[str, str], images: Path) -> None:
+def test_mlflow_whole_run(here, logged: tuple[str, str], images: Path) -> None:
     uri, run_id = logged
-    done = tracker(
+    done = here(
         "anchor=mlflow", f"anchor.uri=runs:/{run_id}/model", f"data.root={images}", "+codec=nnc",
         MLFLOW_TRACKING_URI=uri,
     )  # fmt: skip

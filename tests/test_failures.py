@@ -16,41 +16,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Completed, runs
+from conftest import Completed, Here, runs
 from safetensors.torch import save_file
 
-from tracker import __main__ as command
-from tracker import signals
 from tracker.anchors.resnet_cifar import CifarResNet
 from tracker.tracking import store
-
-Here = Callable[..., Completed]
-
-
-@pytest.fixture
-def here(ready: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Here:
-    """`python -m tracker WORDS` in tmp_path, without the seconds that a new process takes to import everything."""
-    monkeypatch.chdir(ready)
-    monkeypatch.syspath_prepend(str(ready))  # as `python -m` does
-    monkeypatch.setattr(signals, "install", lambda: None)  # pytest keeps its own Ctrl-C
-
-    def run(*words: str, **environment: str) -> Completed:
-        # Absolute: MLflow keeps one connection for each URI, whatever the current folder is by then.
-        environment.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{ready}/mlruns/mlflow.db")
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr(sys, "argv", ["tracker", *words])
-        kept = dict(os.environ)
-        capfd.readouterr()
-        try:
-            status = command.main()
-        finally:
-            os.environ.clear()
-            os.environ.update(kept)
-        told = capfd.readouterr()
-        return Completed(list(words), status, told.out, told.err)
-
-    return run
 
 
 def assert_refused(ended: Completed, folder: Path, *parts: str) -> None:
@@ -193,15 +163,15 @@ def test_chains_that_cannot_work(here: Here, ready: Path, stages: Path, chain: s
     assert not runs(ready)
 
 
-def test_a_transform_of_the_user_that_raises(tracker: Callable, stages: Path, ready: Path) -> None:
+def test_a_transform_of_the_user_that_raises(here: Here, stages: Path, ready: Path) -> None:
     """Its own mistake, in one line with its kind, and with the way to its traceback; and the chain works without it."""
-    ended = tracker("--config-dir", str(stages), "+codec=[raises,fp16]")
+    ended = here("--config-dir", str(stages), "+codec=[raises,fp16]")
     assert ended.returncode == 1
     assert ended.stderr.count("\n") == 1 and ended.stderr.startswith("error: ")
     assert "ZeroDivisionError" in ended.stderr and "HYDRA_FULL_ERROR=1" in ended.stderr
     (run,) = runs(ready, "compression")
     assert run.info.status == "FAILED" and "of mine" in run.data.tags["tracker.error"]
-    assert tracker("--config-dir", str(stages), "+codec=[nothing,fp16]").returncode == 0
+    assert here("--config-dir", str(stages), "+codec=[nothing,fp16]").returncode == 0
 
 
 @pytest.mark.parametrize(

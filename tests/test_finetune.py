@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import runs
+from conftest import Here, runs
 from torch import Tensor, nn
 
 from tracker.anchors.digits import Digits
@@ -88,8 +88,8 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_everything_else(context
     torch.manual_seed(5)
     state, threads = torch.get_rng_state(), torch.get_num_threads()
     kept = copy.deepcopy(context.anchor.state_dict())
-    first, second = tuned(context, epochs=2), tuned(context, epochs=2)
-    other = Finetune(epochs=2).apply(damaged(context.anchor), dataclasses.replace(context, seed=1))
+    first, second = tuned(context, epochs=1), tuned(context, epochs=1)
+    other = Finetune(epochs=1).apply(damaged(context.anchor), dataclasses.replace(context, seed=1))
     weights = [torch.cat([p.flatten() for p in given.model.parameters()]) for given in (first, second, other)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
@@ -101,7 +101,7 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_everything_else(context
 
 def test_it_is_never_worse_than_before(context: Context) -> None:
     model = copy.deepcopy(context.anchor)
-    given = Finetune(epochs=2, learning_rate=1.0, clip=1e6).apply(model, context)
+    given = Finetune(epochs=1, learning_rate=1.0, clip=1e6).apply(model, context)
     assert max(scores(given)[1:]) < 1.0
     assert given.metrics["finetune/epoch"] == 0
     for name, tensor in given.model.state_dict().items():
@@ -227,8 +227,8 @@ def test_what_cannot_be_trained_is_refused(context: Context, caplog: pytest.LogC
     assert "lower the learning_rate" in caplog.text
 
 
-def test_command_line(tracker, ready: Path) -> None:
-    done = tracker("+codec=[finetune,zstd]", "codec.finetune.epochs=1", "task.split=search")
+def test_command_line(here: Here, ready: Path) -> None:
+    done = here("+codec=[finetune,zstd]", "codec.finetune.epochs=1", "task.split=search")
     assert done.returncode == 0, done.stderr
     (run,) = runs(ready, "compression")
     assert run.data.metrics["finetune/agreement_after"] == 1

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Completed, runs
+from conftest import Here, runs
 from torch import nn
 
 pytest.importorskip("tensorflow")
@@ -304,14 +304,14 @@ print("equal")
     assert done.stdout.strip().endswith("equal"), done.stderr[-2000:]
 
 
-def test_chains_run_from_the_command_line(tracker: Callable[..., Completed], ready: Path) -> None:
-    done = tracker("anchor=keras_digits", "+codec=[svd,nnc]", "codec.svd.ratio=0.9", "anchor.epochs=2")
+def test_chains_run_from_the_command_line(here: Here, ready: Path) -> None:
+    done = here("anchor=keras_digits", "+codec=[svd,nnc]", "codec.svd.ratio=0.9", "anchor.epochs=2")
     assert done.returncode == 0, done.stderr
     assert done.stderr.strip() == ""
     (run,) = runs(ready, "compression")
     assert 0.5 < run.data.metrics["cost/mac_ratio"] < 0.95
     assert run.data.metrics["size/after_svd_bytes"] < run.data.metrics["size/anchor_bytes"]
-    done = tracker("anchor=keras_digits", "+codec=[svd,nnc]", "codec.svd.ignore=[nothing]", "anchor.epochs=2")
+    done = here("anchor=keras_digits", "+codec=[svd,nnc]", "codec.svd.ignore=[nothing]", "anchor.epochs=2")
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import runs
+from conftest import Here, runs
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -387,8 +387,8 @@ def test_command_line_and_a_receiver_without_aimet(tracker: Callable[..., Any], 
     assert 0 < int(done.stdout) < 0.7 * whole
 
 
-def test_unknown_layers_on_the_command_line(tracker: Callable[..., Any], ready: Path) -> None:
-    done = tracker("+codec=[prune,zstd]", "codec.prune.layers=[nothing]")
+def test_unknown_layers_on_the_command_line(here: Here, ready: Path) -> None:
+    done = here("+codec=[prune,zstd]", "codec.prune.layers=[nothing]")
     assert done.returncode == 1
     assert len(done.stderr.strip().splitlines()) == 1
     assert "codec.prune.layers names nothing" in done.stderr

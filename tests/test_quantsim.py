@@ -378,9 +378,9 @@ def test_adaround_and_sequential_mse_serve_the_outputs(tmp_path: Path) -> None:
     errors, values = {}, {}
     for name, options in {
         "nearest": {},
-        "adaround": {"rounding": "adaround", "adaround_iterations": 300},
+        "adaround": {"rounding": "adaround", "adaround_iterations": 150},
         "sequential": {"sequential_mse": True},
-        "both": {"sequential_mse": True, "rounding": "adaround", "adaround_iterations": 300},
+        "both": {"sequential_mse": True, "rounding": "adaround", "adaround_iterations": 150},
     }.items():
         given = applied(QuantSim(bits=4, per_channel=False, **options), filled(), tmp_path / name, images)
         errors[name] = distance(outputs(given.model, images[0]), before)

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import torch
-from conftest import runs
+from conftest import Here, runs
 from torch import nn
 
 from tracker.bitstream import bitstream_bytes, decode_bitstream, encode_bitstream, read_manifest
@@ -68,7 +68,7 @@ class Broken(Transform):
 
 
 @pytest.fixture
-def here(ready: Path, tracker: Callable) -> Callable:
+def with_stages(ready: Path, here: Here) -> Callable:
     """The command line in a folder with the user's stages."""
     (ready / "mystages.py").write_text(STAGES)
     folder = ready / "mine" / "codec"
@@ -76,7 +76,7 @@ def here(ready: Path, tracker: Callable) -> Callable:
     for name in ("Append", "Round", "Broken"):
         text = f"# @package codec.{name.lower()}\n_target_: mystages.{name}\n"
         (folder / f"{name.lower()}.yaml").write_text(text)
-    return lambda *words, **more: tracker("--config-dir", "mine", *words, cwd=ready, **more)
+    return lambda *words: here("--config-dir", "mine", *words)
 
 
 def stored(run, name: str) -> Path:
@@ -88,8 +88,8 @@ def table(run, name: str) -> list[dict]:
     return [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
 
 
-def test_a_changed_architecture_is_rebuilt_from_the_manifest(here: Callable, ready: Path) -> None:
-    done = here("+codec=[append,round,nnc]")
+def test_a_changed_architecture_is_rebuilt_from_the_manifest(with_stages: Callable, ready: Path) -> None:
+    done = with_stages("+codec=[append,round,nnc]")
     assert done.returncode == 0, done.stderr
     (run,) = runs(ready, "compression")
     metrics = run.data.metrics
@@ -117,30 +117,30 @@ def test_a_changed_architecture_is_rebuilt_from_the_manifest(here: Callable, rea
     folder = stored(run, "bitstream")
     assert read_manifest(folder).structure == [Edit("mystages", {"extra": 10})]
 
-    refused = here("scenario=receive", f"scenario.bitstream={folder}")
+    refused = with_stages("scenario=receive", f"scenario.bitstream={folder}")
     assert refused.returncode == 1 and "name mystages in trusted (scenario.trust of scenario=receive)" in refused.stderr
-    received = here("scenario=receive", f"scenario.bitstream={folder}", "scenario.trust=[mystages]")
+    received = with_stages("scenario=receive", f"scenario.bitstream={folder}", "scenario.trust=[mystages]")
     assert f"top1 {metrics['performance/decoded']:.4f}" in received.stdout, received.stderr
 
 
-def test_stages_need_not_be_evaluated(here: Callable, ready: Path) -> None:
-    done = here("+codec=[append,fp16]", "tracking.evaluate_stages=false")
+def test_stages_need_not_be_evaluated(with_stages: Callable, ready: Path) -> None:
+    done = with_stages("+codec=[append,fp16]", "tracking.evaluate_stages=false")
     assert done.returncode == 0, done.stderr
     (run,) = runs(ready, "compression")
     assert "performance/after_append" not in run.data.metrics
     assert table(run, "stages.json")[0]["performance"] is None
 
 
-def test_a_stage_that_fails_leaves_nothing_that_looks_finished(here: Callable, ready: Path) -> None:
-    done = here("+codec=[append,broken,fp16]")
+def test_a_stage_that_fails_leaves_nothing_that_looks_finished(with_stages: Callable, ready: Path) -> None:
+    done = with_stages("+codec=[append,broken,fp16]")
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     (run,) = runs(ready, "compression")
     assert run.info.status == "FAILED" and "on purpose" in run.data.tags["tracker.error"]
     assert not stored(run, "stages").exists() and not stored(run, "plots").exists()
 
 
-def test_no_transform_may_follow_one_that_makes_integers(here: Callable, ready: Path) -> None:
-    done = here("+codec=[round,append,nnc]")
+def test_no_transform_may_follow_one_that_makes_integers(with_stages: Callable, ready: Path) -> None:
+    done = with_stages("+codec=[round,append,nnc]")
     assert done.returncode == 1 and "make round the last transform" in done.stderr
     assert not runs(ready)
 

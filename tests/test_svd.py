@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Completed, runs
+from conftest import Completed, Here, runs
 from torch import nn
 
 from tracker.anchors.base import output_tensor
@@ -480,10 +480,8 @@ def test_the_command_line_and_a_receiver_without_aimet(ready: Path, tracker: Cal
     ("word", "told"),
     [("codec.svd.ratio=1.2", "codec.svd.ratio=1.2"), ("codec.svd.ratios={conv1: 0.5}", "names conv1")],
 )
-def test_bad_input_ends_the_command_with_one_line(
-    ready: Path, tracker: Callable[..., Completed], word: str, told: str
-) -> None:
-    done = tracker("+codec=[svd,nnc]", word)
+def test_bad_input_ends_the_command_with_one_line(ready: Path, here: Here, word: str, told: str) -> None:
+    done = here("+codec=[svd,nnc]", word)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert told in line

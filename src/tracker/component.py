@@ -127,6 +127,24 @@ def call(node: Mapping[str, Any], where: str, *args: Any) -> Any:
         raise TrackerError(f"{where}: {node['_target_']} raised {type(error).__name__}: {error}") from error
 
 
+def made(node: Mapping[str, Any], where: str, kind: type[T], word: str) -> T:
+    """What a ``_target_`` node makes, of the type that is wanted.
+
+    Args:
+        node: as for `call`.
+        where: the config key of the node.
+        kind: the type.
+        word: its name, for the error message.
+
+    Raises:
+        TrackerError: as `call`, or it is of another type.
+    """
+    value = call(node, where)
+    if not isinstance(value, kind):
+        raise TrackerError(f"{where}._target_={node['_target_']} gives {type(value).__name__}, not a {word}")
+    return value
+
+
 def explain(error: ValidationError, where: str) -> str:
     """One line from pydantic's list of errors: the first problem, and how many more there are."""
     problems = error.errors(include_url=False, include_context=False)

@@ -18,7 +18,7 @@ from tracker.anchors.base import Anchor
 from tracker.anchors.files import read_weights
 from tracker.anchors.images import rgb
 from tracker.anchors.zoo import one_line
-from tracker.component import call, locate
+from tracker.component import call, locate, made
 from tracker.errors import TrackerError
 
 
@@ -110,13 +110,7 @@ class Checkpoint(OwnModel):
                 "anchor.factory._target_ is not set: name the function or class that builds the architecture of "
                 f"{self.weights_file.name} (only a torch.export program, .pt2, needs none)"
             )
-        model = call(self.factory, "anchor.factory")
-        if not isinstance(model, nn.Module):
-            raise TrackerError(
-                f"anchor.factory._target_={self.factory['_target_']} gives {type(model).__name__}, not a "
-                "torch.nn.Module"
-            )
-        return model
+        return made(self.factory, "anchor.factory", nn.Module, "torch.nn.Module")
 
     def weights(self) -> Mapping[str, Tensor]:
         """The tensors of `weights_file`."""

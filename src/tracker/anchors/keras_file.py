@@ -19,7 +19,7 @@ from tracker.anchors.checkpoint import OwnModel
 from tracker.anchors.files import read_weights
 from tracker.anchors.keras_base import KerasAnchor, channels_first, channels_last
 from tracker.anchors.zoo import one_line
-from tracker.component import call, locate
+from tracker.component import locate, made
 from tracker.errors import TrackerError
 from tracker.frameworks.keras import entries, load
 from tracker.memory import physical_bytes
@@ -96,12 +96,7 @@ class KerasFile(KerasOwn):
                 "anchor.factory._target_ is not set: name the function or class that builds the architecture of "
                 f"{self.file.name}; {hint}"
             )
-        model = call(self.factory, "anchor.factory")
-        if not isinstance(model, keras.Model):
-            raise TrackerError(
-                f"anchor.factory._target_={self.factory['_target_']} gives {type(model).__name__}, not a keras.Model"
-            )
-        return model
+        return made(self.factory, "anchor.factory", keras.Model, "keras.Model")
 
     def weights(self) -> Mapping[str, Tensor]:
         """The weights in the file."""
