@@ -301,6 +301,15 @@ def test_timm_pretrained_file_and_preprocessing(tmp_path: Path) -> None:
     assert "Normalize" in anchor.preprocessing()
 
 
+def test_timm_models_built_for_another_size_get_such_images() -> None:
+    pytest.importorskip("timm")
+    for size, shape in ((64, (3, 64, 64)), ([32, 64], (3, 32, 64))):
+        anchor = Timm(name="x", model="test_vit", pretrained=False, options={"img_size": size})
+        sample = anchor.preprocess(Image.new("RGB", (200, 100)))
+        assert sample.shape == shape
+        assert anchor.build().eval()(sample.unsqueeze(0)).shape == (1, 1000)
+
+
 def test_timm_renames_a_publishers_original_file(tmp_path: Path) -> None:
     """DeiT's own file holds its state dict under `model`; old ViT files name their head otherwise."""
     timm = pytest.importorskip("timm")

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import torch
-from conftest import runs
+from conftest import Here, runs
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -535,6 +535,18 @@ def test_a_run_logs_it_and_writes_nowhere_else(tracker: Callable, ready: Path) -
         integers = channel / encoding["scale"]
         assert torch.allclose(integers, integers.round(), atol=1e-3) and int(integers.round().abs().max()) <= 16
     assert "1.weight" not in tensors and "0.bias" in tensors
+
+
+def test_a_run_with_layers_left_alone(here: Here, ready: Path) -> None:
+    done = here("+codec=[quantsim,zstd]", "codec.quantsim.ignore=[0,12]", "codec.quantsim.bits_per_layer={3: 6}")
+    assert done.returncode == 0, done.stderr
+    (run,) = runs(ready, "compression")
+    content = json.loads(stored(run, "stages/quantsim/layers.json").read_text())
+    rows = {row[0]: dict(zip(content["columns"], row, strict=True)) for row in content["data"]}
+    assert {name: row["bits"] for name, row in rows.items()} == {
+        "3.weight": 6, "7.weight": 8, "0.weight": None, "12.weight": None
+    }  # fmt: skip
+    assert rows["0.weight"]["scheme"] == "floating point" and rows["0.weight"]["encodings"] is None
 
 
 def test_without_aimet(tracker: Callable, ready: Path) -> None:

@@ -112,8 +112,12 @@ def evaluate(anchor: Anchor, model: Any, task: Task, batches: Batches, device: s
     def predict(inputs: Any) -> Tensor:
         try:
             return anchor.predict(model, on_device(inputs, device, dtype))
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            reason = " ".join(str(error).split())[:200]
+        except (TrackerError, MemoryError, OSError):
+            raise
+        except torch.OutOfMemoryError as error:
+            raise TrackerError(f"the device has not enough memory; lower task.batch_size={task.batch_size}") from error
+        except Exception as error:  # a model's own code raises what it likes
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise TrackerError(
                 f"the model fails on the inputs ({reason}); do anchor={anchor.name} and the data belong together?"
             ) from error

@@ -127,7 +127,12 @@ class Timm(Anchor):
 
     @cached_property
     def _data(self) -> dict[str, Any]:
-        return self._timm.data.resolve_model_data_config(self.build())
+        data: dict[str, Any] = self._timm.data.resolve_model_data_config(self.build())
+        size = self.options.get("img_size")  # timm keeps to what was published, whatever size the model is built for
+        if size is not None:
+            sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+            data["input_size"] = (data["input_size"][0], *sides)
+        return data
 
     @cached_property
     def _mode(self) -> str:

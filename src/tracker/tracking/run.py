@@ -128,9 +128,10 @@ class Run:
             ) from error
 
     def log_table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
-        """Log a table that the UI shows."""
-        if rows:
-            self.client.log_table(self.id, {key: [row[key] for row in rows] for key in rows[0]}, name)
+        """Log a table that the UI shows; a row need not have all columns."""
+        columns = dict.fromkeys(key for row in rows for key in row)
+        if columns:
+            self.client.log_table(self.id, {key: [row.get(key) for row in rows] for key in columns}, name)
 
     def log_data(self, name: str, digest: str, split: str, source: str) -> None:
         """Log the data set's split as the run's input."""
