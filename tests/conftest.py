@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -87,6 +88,7 @@ def here(ready: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixt
         if "PYTHONPATH" in environment:
             monkeypatch.syspath_prepend(environment["PYTHONPATH"])
         monkeypatch.setattr(sys, "argv", ["tracker", *words])
+        importlib.invalidate_caches()  # the test may just have written a module
         kept = dict(os.environ)
         capfd.readouterr()
         try:

@@ -134,6 +134,7 @@ class Plain:
 @pytest.fixture
 def stages(ready: Path) -> Path:
     """A user's transforms, and their configs."""
+    sys.modules.pop("mystages", None)  # that of another test
     (ready / "mystages.py").write_text(STAGES)
     (ready / "mybroken.py").write_text("def half(:\n")
     folder = ready / "mine" / "codec"
@@ -158,7 +159,6 @@ def stages(ready: Path) -> Path:
     ],
 )
 def test_chains_that_cannot_work(here: Here, ready: Path, stages: Path, chain: str, parts: list[str]) -> None:
-    sys.modules.pop("mystages", None)
     assert_refused(here("--config-dir", str(stages), f"+codec={chain}"), ready, *parts)
     assert not runs(ready)
 
