@@ -51,7 +51,6 @@ class Work(Generic[S, T]):
         agreement: the measure; None where the task has none and none is needed.
         scores: of the greedy search, kept in the cache.
         score_rows: the same as a table.
-        computed: layers and ranks that were scored now.
         after: AIMET's records of the decomposed model's layers, by name.
         ratios: by layer, as AIMET used them.
         agreed: how well the decomposed model agrees with the anchor.
@@ -64,7 +63,6 @@ class Work(Generic[S, T]):
     agreement: Agreement | None
     scores: Scores | None = None
     score_rows: list[dict[str, Any]] = field(default_factory=list)
-    computed: set[tuple[str, int]] = field(default_factory=set)
     after: dict[str, Any] = field(default_factory=dict)
     ratios: dict[str, Any] = field(default_factory=dict)
     agreed: float | None = None
@@ -198,15 +196,13 @@ def _score(work: Work[Any, Any], greedy: Any, layer: Any, ratio: Decimal) -> flo
 
     assert work.scores is not None
     name, rank = work.plain(layer.name), work.tools.rank(layer, ratio)
-    score = work.scores.get(name, rank)
+    score, source = work.scores.get(name, rank), "cache"
     if score is None:
         database = greedy._pruner.prune_model(
             greedy._layer_db, [LayerCompRatioPair(layer, ratio)], greedy._cost_metric, None
         )
-        score = work.evaluate(database.model)
+        score, source = work.evaluate(database.model), "computed"
         database.destroy()
         work.scores.put(name, rank, score)
-        work.computed.add((name, rank))
-    source = "computed" if (name, rank) in work.computed else "cache"
     work.score_rows.append({"layer": name, "ratio": float(ratio), "rank": rank, "score": score, "source": source})
     return score

@@ -46,9 +46,9 @@ def reported(
     if stage.mode == "auto":
         tables["scores"] = scores
         figures["scores"] = plots.by_score(scores, f"{stage.key}: agreement with the anchor")
-        computed = {(row["layer"], row["ratio"]) for row in scores if row["source"] == "computed"}
-        metrics[f"{stage.key}/scores_computed"] = float(len(computed))
-        metrics[f"{stage.key}/scores_reused"] = float(len(scores) - len(computed))
+        computed = sum(row["source"] == "computed" for row in scores)
+        metrics[f"{stage.key}/scores_computed"] = float(computed)
+        metrics[f"{stage.key}/scores_reused"] = float(len(scores) - computed)
     return {"mac_ratio": mac, "memory_ratio": memory, "metrics": metrics, "tables": tables, "figures": figures}
 
 
