@@ -26,6 +26,7 @@ from tracker.anchors.mlflow import MLflow
 from tracker.anchors.timm import Timm
 from tracker.anchors.torchvision import Torchvision, weights_file
 from tracker.anchors.transformers import Transformers
+from tracker.codecs.base import Transform
 from tracker.errors import TrackerError
 from tracker.frameworks.pytorch import FRAMEWORK as PYTORCH
 
@@ -513,6 +514,35 @@ def test_checkpoint_refusals(own: Path, tmp_path: Path) -> None:
     torch.save({"a": Malicious(tmp_path / "run")}, tmp_path / "evil.pt")
     assert "could run code" in message(checkpoint(tmp_path, "evil.pt").weights)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("file", ["extra.pt", "nested.pth", "extra.safetensors"])
+def test_checkpoint_with_extra_states(file: str, own: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = torch.load(own / "small.pt", weights_only=True)
+    extra = torch.zeros(3, dtype=torch.uint8) if file.endswith(".safetensors") else {"mean": 0.5}
+    given = {**state, "0._extra_state": extra}
+    if file.endswith(".safetensors"):
+        save_file(given, tmp_path / file)
+    else:
+        nested = {"state_dict": {f"module.{name}": value for name, value in given.items()}}
+        torch.save(nested if "nested" in file else given, tmp_path / file)
+    weights = checkpoint(tmp_path, file).weights()
+    assert weights.keys() == state.keys()
+    assert "_extra_state), which are not read: the architecture keeps its own" in caplog.text
+    assert all(torch.equal(weights[name], state[name]) for name in state)
+    filled(checkpoint(tmp_path, file))
+
+
+@pytest.mark.parametrize("stage", ["svd", "weight_svd", "prune", "finetune"])
+def test_stages_that_change_layers_refuse_a_program(stage: str, own: Path) -> None:
+    from tracker.component import build
+
+    name = {"svd": "Svd", "weight_svd": "WeightSvd"}.get(stage, stage.capitalize())
+    transform = build({"_target_": f"tracker.codecs.{stage}.{name}"}, f"codec.{stage}", Transform)
+    program = checkpoint(own, "four.pt2", None).build()
+    text = message(lambda: transform.check_model(program, "pytorch"))
+    assert stage in text and "torch.export program" in text
+    assert "serialization_format='pickle'" in text and "anchor.allow_pickle=true" in text and "anchor.factory" in text
 
 
 def rewritten(source: Path, target: Path, change) -> Path:

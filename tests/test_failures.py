@@ -43,6 +43,11 @@ def assert_refused(ended: Completed, folder: Path, *parts: str) -> None:
 CONFIGURATION = {
     "unknown option of a codec": (["+codec=nnc", "codec.nnc.foo=1"], ["codec.nnc.foo", "--cfg job"]),
     "appended option of a codec": (["+codec=nnc", "+codec.nnc.foo=1"], ["codec.nnc.foo", "--cfg job"]),
+    "option of a codec that is swept over": (
+        ["-m", "+codec=[fp16],[zstd]", "codec.zstd.level=3"],
+        ["codec.zstd", "++KEY=VALUE"],
+    ),
+    "two of Hydra's modes": (["-m", "--cfg", "job"], ["Only one of --", "leave out"]),
     "option of a codec that is not there": (["codec.nnc.qp=1"], ["codec.nnc", "+codec=NAME"]),
     "unknown option at the top": (["+foo=1"], ["foo is not an option"]),
     "unknown option of a task": (["task.foo=1"], ["task.foo"]),

@@ -227,6 +227,63 @@ def test_what_cannot_be_trained_is_refused(context: Context, caplog: pytest.LogC
     assert "lower the learning_rate" in caplog.text
 
 
+class Fourier(nn.Module):
+    """A layer with a complex weight in front of a plain one."""
+
+    def __init__(self, dtype: torch.dtype = torch.complex64) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(6, 5, dtype=dtype))
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        spectrum = torch.fft.rfft(x).unsqueeze(1) * self.kernel.to(torch.complex64)
+        return self.last(torch.fft.irfft(spectrum, n=8).sum(1).tanh())
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_complex_parameters_are_trained_and_stay_complex(dtype: torch.dtype) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        anchor, inputs = Fourier(dtype).eval(), list(torch.randn(128, 8).split(32))
+    context = Context(
+        lambda m, x: m(x), lambda: inputs, 0, "cpu", training=lambda: inputs,
+        agreement=Classification(name="classification", tolerance=0.005).agreement, anchor=anchor,
+    )  # fmt: skip
+    student = copy.deepcopy(anchor)
+    student.kernel.data = student.kernel.data * 0.5j
+    before = student.kernel.detach().clone()
+    Finetune().check_model(student, "pytorch")
+    given = Finetune(epochs=8, learning_rate=0.03).apply(student, context)
+    assert given.model.kernel.dtype == dtype and anchor.kernel.dtype == dtype
+    change = given.model.kernel.detach() - before
+    assert bool(change.real.any()) and bool(change.imag.any())
+    assert given.metrics["finetune/loss_after"] < 0.5 * given.metrics["finetune/loss_before"]
+
+
+class Strict(nn.Linear):
+    """It has an extra state, and loads nothing that does not say its version."""
+
+    _version = 3
+
+    def get_extra_state(self) -> dict[str, float]:
+        return {"mean": 0.5}
+
+    def set_extra_state(self, state: dict[str, float]) -> None:
+        assert state == {"mean": 0.5}
+
+    def _load_from_state_dict(self, state: object, prefix: str, metadata: dict[str, int], *rest: object) -> None:
+        assert metadata.get("version") == 3
+        super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+
+def test_versions_and_extra_states_of_modules() -> None:
+    inputs = [torch.randn(16, 4)]
+    anchor, student = Strict(4, 2).eval(), Strict(4, 2).eval()
+    context = Context(lambda m, x: m(x), lambda: inputs, 0, "cpu", training=lambda: inputs, anchor=anchor)
+    given = Finetune(epochs=1).apply(student, context)
+    assert given.metrics["finetune/loss_after"] < given.metrics["finetune/loss_before"]
+
+
 def test_command_line(here: Here, ready: Path) -> None:
     done = here("+codec=[finetune,zstd]", "codec.finetune.epochs=1", "task.split=search")
     assert done.returncode == 0, done.stderr

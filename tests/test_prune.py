@@ -19,6 +19,7 @@ from conftest import Here, runs
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tracker.aimet.winnow import Guard
 from tracker.anchors.digits import Digits
 from tracker.anchors.resnet_cifar import CifarResNet
 from tracker.codecs.base import Context, Transformed
@@ -332,6 +333,76 @@ def test_models_that_cannot_be_pruned(
     monkeypatch.setitem(sys.modules, "aimet_torch", None)
     with pytest.raises(TrackerError, match="aimet-torch, which is not installed"):
         Prune().check_model(mixed, "pytorch")
+
+
+class Again(nn.Module):
+    """A layer that runs three times, two with one weight, a grouped one, and some that can be pruned."""
+
+    _version = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.block = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.c1, self.c2 = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.tied, self.grouped = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=2)
+        self.also, self.last = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+        self.also.weight = self.tied.weight
+
+    def _load_from_state_dict(self, state: Any, prefix: str, metadata: Any, *rest: Any) -> None:
+        assert metadata.get("version") == 2
+        super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, 8, 8) to (N, 4)."""
+        x = self.head(x)
+        for _ in range(3):
+            x = x + F.relu(self.block(x))
+        x = self.c2(F.relu(self.c1(x)))
+        return self.last(self.grouped(self.also(self.tied(x))).relu()).mean(dim=(2, 3))
+
+
+def test_layers_that_run_again_or_share_a_weight(
+    batches: list[Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = filled(Again())
+    given = pruned(model, batches, tmp_path)
+    notes = {row["layer"]: row["note"] for row in given.tables["layers"]}
+    assert notes["block"] == "it is called more than once"
+    assert notes["tied"] == notes["also"] == "its weight is shared with another layer"
+    assert notes["c2"] == "" and given.model.c2.in_channels == 4 and given.model.c1.out_channels == 4
+    assert given.model.block.in_channels == 8
+    assert same(received(Again(), given), given.model, batches[0])
+    assert "block (it is called more than once)" in caplog.text
+    assert "several groups" not in caplog.text  # pruning is not for those, and nobody has named it
+    caplog.clear()
+    pruned(model, batches, tmp_path, layers=["head", "grouped", "c2"])
+    assert "head (its input is the model's, whose channels stay)" in caplog.text
+    assert "grouped (it has several groups)" in caplog.text
+    with pytest.raises(TrackerError, match=r"cannot prune grouped \(it has several groups\).*on_failure=skip"):
+        pruned(model, batches, tmp_path, layers=["grouped", "c2"], on_failure="refuse")
+
+
+class Patches(nn.Module):
+    """A transformer's beginning, of which AIMET does not see what the first layer is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.attend = nn.Conv2d(3, 8, 2, 2), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.start = nn.Parameter(torch.ones(1, 1, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, 8, 8) to (N, 8)."""
+        x = torch.cat([self.start.expand(len(x), -1, -1), self.patch(x).flatten(2).transpose(1, 2)], 1)
+        return self.attend(x, x, x)[0][:, 0]
+
+
+def test_aimets_errors_are_told_in_words(batches: list[Tensor], tmp_path: Path) -> None:
+    words = r"no layer of the model \(patch: its input is the model's, whose channels stay\)"
+    with pytest.raises(TrackerError, match=words):
+        pruned(filled(Patches()), batches, tmp_path)
+    guard = Guard(batches[0], False, set(), "", 0)
+    guard.fail("other", IndexError("list index out of range"))
+    assert guard.failures["other"].startswith("AIMET cannot follow its channels through the model (IndexError")
 
 
 class Untraceable(Mixed):

@@ -329,6 +329,42 @@ def test_shared_and_unknown_modules(options: dict[str, Any], tmp_path: Path) -> 
         assert distance(outputs(given.simulate(decoded), IMAGES[0]), before) < 0.1
 
 
+class Parametrised(nn.Module):
+    """Layers whose weights are made of other tensors in each run, a bare parameter, and an extra state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        parametrizations = nn.utils.parametrizations
+        self.a, self.b = parametrizations.spectral_norm(nn.Conv2d(3, 4, 3)), nn.Conv2d(4, 4, 3)
+        self.c = parametrizations.weight_norm(nn.Linear(4, 4))
+        self.mix = nn.Parameter(torch.ones(4, 4))
+
+    def get_extra_state(self) -> dict[str, float]:
+        return {"mean": 0.5}
+
+    def set_extra_state(self, state: Any) -> None:
+        raise AssertionError("the architecture keeps its own")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(self.a(x)).mean((2, 3))) @ self.mix
+
+
+def test_layers_left_in_floating_point_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    given = applied(QuantSim(activations=8), made(Parametrised), tmp_path / "a", IMAGES)
+    assert given.integers.keys() == {"b.weight"}
+    (told,) = [record.getMessage() for record in caplog.records if record.name.startswith("tracker")]
+    assert told == (
+        "codec.quantsim leaves layers in floating point: a (its weight is a parametrisation: SpectralNorm); "
+        "c (its weight is a parametrisation: WeightNorm); the coder stores them at its own precision"
+    )
+    decoded, _ = through(Zstd(), given, Parametrised, tmp_path / "b")
+    assert distance(outputs(given.simulate(decoded), IMAGES[0]), outputs(given.model, IMAGES[0])) < 0.1
+    caplog.clear()
+    applied(QuantSim(ignore=["a", "c"]), made(Parametrised), tmp_path / "c", IMAGES)
+    applied(QuantSim(), made(Net), tmp_path / "d", IMAGES)  # with nothing left but a bare parameter
+    assert not [record for record in caplog.records if record.name.startswith("tracker")]
+
+
 def test_half_precision_stays_so(tmp_path: Path) -> None:
     model = made(Net).half()
     given = applied(QuantSim(activations=8), model, tmp_path / "a", IMAGES)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -19,6 +21,7 @@ from tracker.bitstream.manifest import write_manifest
 from tracker.codecs import Context, Edit, Integers
 from tracker.codecs.chain import build_codec
 from tracker.errors import TrackerError
+from tracker.frameworks.pytorch import FRAMEWORK
 from tracker.receiver import decode_model
 from tracker.structure import rebuild
 
@@ -248,6 +251,100 @@ def test_a_decoded_model_from_python(tmp_path: Path) -> None:
     assert not decoded.training and torch.equal(decoded(inputs), model(inputs))
     with pytest.raises(TrackerError, match="not " + "0" * 64):
         decode_model(tmp_path, network(), sha256="0" * 64)
+
+
+def round_trip(model: nn.Module, architecture: nn.Module, folder: Path) -> nn.Module:
+    """What the receiver makes of a model, without loss."""
+    codec = build_codec({"zstd": {"_target_": "tracker.codecs.floats.Zstd"}})
+    assert codec is not None
+    encode_bitstream(codec, FRAMEWORK.state(model, model.state_dict()), model, folder, CONTEXT)
+    return decode_model(folder, architecture)
+
+
+class Versioned(nn.Linear):
+    """As torchvision's MNASNet: what is loaded must say by which version of the class it was saved."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *rest: Any) -> None:
+        if local_metadata.get("version") != 2:
+            raise ValueError(f"version should be 2\nnot {local_metadata.get('version')}")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+
+
+class Other(Versioned):
+    _version = 1
+
+
+def test_modules_whose_state_dicts_have_versions(tmp_path: Path) -> None:
+    inputs = torch.randn(2, 3)
+    model, new = (nn.Sequential(nn.ReLU(), Versioned(3, 4)).eval() for _ in range(2))
+    decoded = round_trip(model, new, tmp_path)
+    assert torch.equal(decoded(inputs), model(inputs))
+    with pytest.raises(TrackerError, match=r"its load_state_dict raised ValueError \(version should be 2 not 1\)"):
+        decode_model(tmp_path, nn.Sequential(nn.ReLU(), Other(3, 4)))
+
+
+def test_a_network_of_torchvision_whose_state_dict_has_a_version() -> None:
+    torchvision = pytest.importorskip("torchvision")
+    first, second = (torchvision.models.mnasnet0_5(weights=None) for _ in range(2))
+    FRAMEWORK.fill(second, FRAMEWORK.state(first, ()), "the tensors")
+    inputs = torch.randn(1, 3, 32, 32)
+    assert torch.equal(FRAMEWORK.ready(first, "cpu")(inputs), FRAMEWORK.ready(second, "cpu")(inputs))
+
+
+class Noted(nn.Linear):
+    """An extra state, which is a part of what it computes."""
+
+    def __init__(self, extra: Any) -> None:
+        super().__init__(3, 4)
+        self.extra = extra
+
+    def get_extra_state(self) -> Any:
+        return self.extra
+
+    def set_extra_state(self, state: Any) -> None:
+        raise AssertionError("the architecture keeps its own")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + (self.extra["mean"] if isinstance(self.extra, dict) else self.extra)
+
+
+@pytest.mark.parametrize("extra", [{"mean": 0.5}, torch.tensor([0.25, 1.0, 2.0, 3.0])], ids=["dict", "tensor"])
+def test_extra_states_stay_those_of_the_architecture(extra: Any, tmp_path: Path) -> None:
+    inputs = torch.randn(2, 3)
+    model = nn.Sequential(Noted(copy.deepcopy(extra)), nn.Tanh()).eval()
+    assert "0._extra_state" in model.state_dict()
+    assert set(FRAMEWORK.state(model, model.state_dict())) == {"0.weight", "0.bias"}
+    decoded = round_trip(model, nn.Sequential(Noted(copy.deepcopy(extra)), nn.Tanh()), tmp_path)
+    assert torch.equal(decoded(inputs), model(inputs)) and bool(decoded(inputs).isfinite().all())
+    # From a state dict that has them, as an anchor's weights may be: they are not what is loaded.
+    other = nn.Sequential(Noted(copy.deepcopy(extra)), nn.Tanh())
+    FRAMEWORK.fill(other, model.state_dict(), "the weights")
+    assert torch.equal(other(inputs), model(inputs))
+    # Models that differ in nothing else are not the same anchor.
+    different = nn.Sequential(Noted({"mean": 0.75}), nn.Tanh())
+    assert FRAMEWORK.describe(different) != FRAMEWORK.describe(model) == FRAMEWORK.describe(other)
+
+
+def test_complex_values_of_the_architecture_do_not_remain() -> None:
+    model = nn.Module()
+    model.kernel = nn.Parameter(torch.ones(3, dtype=torch.complex64))
+    filled = FRAMEWORK.copy(model)
+    filled.load_state_dict = lambda *_, **__: None
+    FRAMEWORK.fill(filled, model.state_dict(), "the tensors")
+    assert bool(filled.kernel.isnan().all())
+
+
+def test_a_program_as_torch_loads_it_is_decoded(tmp_path: Path) -> None:
+    model, inputs = network().eval(), torch.randn(2, 1, 8, 8)
+    other = network().eval()
+    nn.init.zeros_(other[-1].weight)
+    torch.export.save(torch.export.export(other, (inputs,)), tmp_path / "network.pt2")
+    (tmp_path / "bitstream").mkdir()
+    decoded = round_trip(model, torch.export.load(tmp_path / "network.pt2").module(), tmp_path / "bitstream")
+    torch.testing.assert_close(decoded(inputs), model(inputs))
+    assert not torch.allclose(other(inputs), model(inputs))
 
 
 def test_the_receiver_imports_nothing_of_the_sender(tmp_path: Path) -> None:

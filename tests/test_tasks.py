@@ -192,6 +192,34 @@ def test_regression_against_scikit_learn(metric: str, shape: tuple[int, ...]) ->
     assert task.performance(found.scores[drawn]) == pytest.approx(part[metric], rel=1e-9)
 
 
+@pytest.mark.parametrize("factor", [1e-9, 1e-3, 1, 1e3])
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_r2_does_not_depend_on_the_unit(factor: float, outputs: int) -> None:
+    generator = np.random.default_rng(4)
+    target = generator.normal(0, 1, (60, outputs)) * factor
+    for output in (np.zeros_like(target), target + generator.normal(0, 0.1 * factor, target.shape)):
+        found = Regression().evaluate(identity, batched(torch.from_numpy(output), torch.from_numpy(target), 7))
+        # In a unit in which nothing of scikit-learn's comes near its own limits.
+        wanted = sk.r2_score(target / factor, output / factor, multioutput="variance_weighted")
+        assert found.metrics["r2"] == pytest.approx(wanted, rel=1e-9)
+        assert found.metrics["r2"] == Regression().performance(found.scores)
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_r2_of_targets_that_do_not_vary(outputs: int, caplog: pytest.LogCaptureFixture) -> None:
+    target = torch.full((7, outputs), 0.1, dtype=torch.float64)  # whose mean is not 0.1 to the last digit
+    for output in (target, target + 1e-3):
+        caplog.clear()
+        found = Regression().evaluate(identity, [(output, target)])
+        assert found.metrics["r2"] == (1 if output is target else 0) == Regression().performance(found.scores)
+        assert "task.metric=rmse" in caplog.text
+    assert Regression(metric="mae").evaluate(identity, [(target, target)]).metrics["r2"] == 1
+    # One output alone does: the others' errors count all the same.
+    target[:, 0] = torch.arange(7)
+    output = target + 1
+    assert Regression().evaluate(identity, [(output, target)]).metrics["r2"] == pytest.approx(1 - 7 * outputs / 28)
+
+
 def test_regression_takes_targets_without_the_last_dimension() -> None:
     target = torch.arange(9.0)
     found = Regression().evaluate(identity, [((target + 1).unsqueeze(1), target)])

@@ -78,8 +78,11 @@ def _message_of(error: BaseException) -> str:
         # Hydra's own advice, to append with a plus sign, would only be refused one step later.
         return (
             f"{error.__cause__.full_key} is not an option here; look at `python -m tracker --cfg job` for those that "
-            "are (a codec's are there with +codec=NAME; one that your class has and your config does not: +KEY=VALUE)"
+            "are (a codec's are there with +codec=NAME; where +codec itself is swept over, ++KEY=VALUE sets it; one "
+            "that your class has and your config does not: +KEY=VALUE)"
         )
+    if isinstance(error, ValueError) and str(error).startswith("Only one of --"):  # Hydra's check of its own flags
+        return f"{error}: leave out all of them but one"
     if isinstance(error, HydraException | OmegaConfBaseException):
         cause = error.__cause__
         text = f"{error} ({cause})" if cause is not None and str(cause) not in str(error) else str(error)

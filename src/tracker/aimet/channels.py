@@ -39,11 +39,22 @@ def unfit(layer: nn.Conv2d) -> str:
     return ""
 
 
-def running(model: nn.Module, example: Tensor) -> list[str]:
-    """The names of the convolutions that run, in the order of their first run."""
-    order: dict[str, None] = {}
+def running(model: nn.Module, example: Tensor) -> tuple[dict[str, int], set[str]]:
+    """The convolutions that run.
+
+    Returns:
+        How often each one runs, by name, in the order of their first runs; and which ones read the model's own input.
+    """
+    calls: dict[str, int] = {}
+    first: set[str] = set()
+
+    def note(name: str, inputs: Any) -> None:
+        calls[name] = calls.get(name, 0) + 1
+        if inputs and isinstance(inputs[0], Tensor) and inputs[0].data_ptr() == example.data_ptr():
+            first.add(name)
+
     handles = [
-        module.register_forward_hook(lambda *_, name=name: order.setdefault(name))
+        module.register_forward_hook(lambda _, inputs, __, name=name: note(name, inputs))
         for name, module in model.named_modules()
         if isinstance(module, nn.Conv2d)
     ]
@@ -52,7 +63,7 @@ def running(model: nn.Module, example: Tensor) -> list[str]:
     finally:
         for handle in handles:
             handle.remove()
-    return list(order)
+    return calls, first
 
 
 class Costs:

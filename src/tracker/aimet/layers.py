@@ -48,7 +48,7 @@ def find(prepared: Prepared, database: Any, splitter: Any, types: tuple[type[nn.
         splitter: AIMET's.
         types: of the layers that the decomposition is for.
     """
-    places, tied = _places(prepared.model), _tied(prepared.model)
+    places, tied = _places(prepared.model), tied_weights(prepared.model)
     known = {id(layer.module): layer for layer in database}
     geometries: dict[Any, str] = {}
     found = []
@@ -107,7 +107,7 @@ def _places(model: nn.Module) -> dict[int, int]:
     return count
 
 
-def _tied(model: nn.Module) -> set[int]:
+def tied_weights(model: nn.Module) -> set[int]:
     """Parameters that several modules hold."""
     holders: dict[int, int] = {}
     for module in model.modules():

@@ -21,12 +21,14 @@ from tqdm import tqdm
 from tracker import aimet
 from tracker.aimet.channels import Channels, Costs, rows, running, same, smaller, unfit
 from tracker.aimet.compressor import Work, adapted, replaced, run
+from tracker.aimet.layers import tied_weights
 from tracker.aimet.points import POINTS, generators, images, points
 from tracker.aimet.winnow import Guard, any_operation
 from tracker.codecs.base import Context, Transformed
 from tracker.decomposition.report import reported, tell_left
 from tracker.decomposition.scores import Agreement, Scores, scores_key
 from tracker.errors import TrackerError
+from tracker.frameworks.pytorch import load, state_tensors
 from tracker.structure import Edit, rebuild
 from tracker.structure.prune import describe
 
@@ -67,12 +69,13 @@ class Pruning:
         self.example = smaller(self.model, self.images.batches[0][0][:2].to(context.device))
         named = {self.prefix + name for option, name in options.named() if option != "ignore"}
         self.guard = Guard(self.example, options.on_failure == "refuse", named, self.prefix, context.seed)
+        self.unfit: set[str] = set()  # layers that pruning is not for, wherever they are in the model
         agreement = Agreement(context, options.evaluation_iterations) if context.agreement or self._auto else None
         self.work = Work(options, context, prepared, self._channels(), agreement)
         if self._auto:
             version = importlib.metadata.version("aimet-torch")
             how = (options.kind, options.evaluation_iterations, options.reconstruction_samples, context.seed, version)
-            self.work.scores = Scores(scores_key(context, model, model.state_dict(), *how))
+            self.work.scores = Scores(scores_key(context, model, state_tensors(model), *how))
 
     @property
     def _auto(self) -> bool:
@@ -100,7 +103,7 @@ class Pruning:
             pruned, stats = self._compress(ratios)
         if ratios.keys() <= self.guard.failures.keys():
             raise TrackerError(f"codec.prune can prune no layer of the model{self._why()}; leave the stage out")
-        self._tell(ratios)
+        self._tell()
         layers = describe(self._own(self.model), self._own(pruned))
         edits = [Edit(self.options.kind, layers)] if layers else []
         self._check(rebuilt(copy.deepcopy(self._own(self.model)), self._own(pruned), edits), pruned)
@@ -133,21 +136,30 @@ class Pruning:
             TrackerError: there are none, or one cannot be pruned and that is to be refused.
         """
         options, known, wanted = self.options, {layer.name for layer in database}, {}
-        order = run(self.work, lambda: running(self.model, self.example))
+        tied = tied_weights(self.model)
+        calls, self.guard.first = run(self.work, lambda: running(self.model, self.example))
         for name, module in self.model.named_modules():
             own = self.work.plain(name)
             if not isinstance(module, nn.Conv2d) or (options.layers is not None and own not in options.layers):
                 continue
             if own in options.ignore:
                 continue
-            reason = unfit(module) or ("" if name in order and name in known else "AIMET does not see it run")
+            reason = unfit(module)
+            if reason:
+                self.unfit.add(name)
+            elif name not in calls or name not in known:
+                reason = "AIMET does not see it run"
+            elif calls[name] > 1:
+                reason = "it is called more than once"
+            elif id(module.weight) in tied:
+                reason = "its weight is shared with another layer"
             if reason:
                 self.guard.fail(name, ValueError(reason))
             else:
                 wanted[name] = options.ratios.get(own, options.ratio)
         if not wanted:
             raise TrackerError(f"codec.prune can prune no layer of the model{self._why()}; leave the stage out")
-        return {name: wanted[name] for name in order if name in wanted}
+        return {name: wanted[name] for name in calls if name in wanted}
 
     def _why(self) -> str:
         """The reason for which the most layers cannot be pruned."""
@@ -157,10 +169,13 @@ class Pruning:
         names = [self.work.plain(name) for name, why in self.guard.failures.items() if why == reason]
         return f" ({names[0]}{f' and {count - 1} more' if count > 1 else ''}: {reason})"
 
-    def _tell(self, ratios: dict[str, float]) -> None:
-        """A warning about the layers that AIMET failed on."""
-        failed = [(self.work.plain(name), reason) for name, reason in self.guard.failures.items() if name in ratios]
-        tell_left(self.options, [(name, reason) for name, reason in failed if reason != self.guard.FIRST])
+    def _tell(self) -> None:
+        """A warning about the layers that AIMET fails on, and those that the user named and that pruning is not for."""
+        told = []
+        for name, reason in self.guard.failures.items():
+            if name in self.guard.named or (name not in self.unfit and reason != self.guard.FIRST):
+                told.append((self.work.plain(name), reason))
+        tell_left(self.options, told)
 
     @contextlib.contextmanager
     def _costs(self, database: Any, ratios: dict[str, float]) -> Iterator[None]:
@@ -240,5 +255,5 @@ def rebuilt(model: nn.Module, pruned: nn.Module, edits: list[Edit]) -> nn.Module
     """
     model = rebuild(model, edits)
     wanted = model.state_dict().keys()
-    model.load_state_dict({name: tensor for name, tensor in pruned.state_dict().items() if name in wanted})
+    load(model, {name: tensor for name, tensor in pruned.state_dict().items() if name in wanted}, "AIMET's weights")
     return model.eval()

@@ -23,6 +23,7 @@ from tracker.aimet import quantsim_report as report
 from tracker.aimet import quantsim_weights as quantising
 from tracker.codecs.base import Context, Transformed
 from tracker.errors import TrackerError
+from tracker.frameworks.pytorch import state_tensors
 from tracker.models import float_elements
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def quantise(stage: QuantSim, model: nn.Module, context: Context) -> Transformed
         layer = model.get_submodule(name)
         if not any(quantising.is_weight(layer, *pair) for pair in layer.named_parameters(recurse=False)):
             raise TrackerError(f"codec.quantsim.bits_per_layer names {name!r}, which has no weight of its own")
-    before = float_elements(model.state_dict())
+    before = float_elements(state_tensors(model))
     with session(context), single_precision(model):
         prepared = aimet.prepared(model, context)
         edits, followed = graph.fold_norms(prepared) if stage.fold_norm else ([], {})
@@ -56,8 +57,9 @@ def quantise(stage: QuantSim, model: nn.Module, context: Context) -> Transformed
         groups = graph.equalise(prepared, followed) if stage.equalise else 0
         made, weights, sim = integers(stage, prepared, context)
         table = report.rows(stage, weights, made, model)
-        metrics = report.metrics(weights, made, model.state_dict(), folded, groups)
-        memory = report.memory_ratio(made, model.state_dict(), before)
+        report.tell_left(report.left_layers(weights, model, stage.ignore))
+        metrics = report.metrics(weights, made, state_tensors(model), folded, groups)
+        memory = report.memory_ratio(made, state_tensors(model), before)
         settle(weights, made, sim)
         if stage.activations is not None:
             with graph.told("simulate activations of this model", "set codec.quantsim.activations=null"):
@@ -108,8 +110,8 @@ def simulator(simulated: nn.Module, prefix: str) -> Callable[[nn.Module], nn.Mod
     target = simulated.get_submodule(prefix.rstrip("."))
 
     def simulate(decoded: nn.Module) -> nn.Module:
-        state = target.state_dict()
-        for name, tensor in decoded.state_dict().items():
+        state = state_tensors(target)
+        for name, tensor in state_tensors(decoded).items():
             if name not in state:
                 raise TrackerError(f"the simulation has no tensor {name}; was the decoded model changed?")
             state[name].copy_(tensor)

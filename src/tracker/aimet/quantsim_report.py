@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from tracker.codecs.base import Integers
 from tracker.models import float_elements
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from tracker.aimet.quantsim_weights import Weight
     from tracker.codecs.quantsim import QuantSim
 
+log = logging.getLogger(__name__)
 ENCODINGS = "encodings.json"
 MOST_LAYERS = 40
 
@@ -57,6 +60,42 @@ def rows(stage: QuantSim, weights: Sequence[Weight], made: Mapping[str, Integers
         if parameter.ndim >= 2 and parameter.data_ptr() not in known:
             table.append({"tensor": name, "bits": None, "shape": list(parameter.shape), "scheme": "floating point"})
     return table
+
+
+def left_layers(weights: Sequence[Weight], model: nn.Module, ignore: Sequence[str]) -> list[tuple[str, str]]:
+    """Layers whose weights stay in floating point although nobody asked for it, each with the reason.
+
+    Their weights are made of other tensors in each run of the model, as by weight_norm or spectral_norm.
+
+    Args:
+        weights: that became integers.
+        model: that has them.
+        ignore: layers, or modules with all in them, that the configuration leaves out.
+    """
+    known = {weight.parameter.data_ptr() for weight in weights}
+    known |= {parameter.data_ptr() for name in ignore for parameter in model.get_submodule(name).parameters()}
+    left: dict[str, str] = {}
+    for name, module in model.named_modules():
+        if is_parametrized(module):
+            lists: Any = module.parametrizations
+            for key, made in lists.items():
+                source = [parameter for parameter in made.parameters() if parameter.ndim >= 2]
+                if source and not any(parameter.data_ptr() in known for parameter in source):
+                    kinds = " and ".join(type(kind).__name__.strip("_") for kind in made)
+                    left.setdefault(name, f"its {key} is a parametrisation: {kinds}")
+    return list(left.items())
+
+
+def tell_left(left: Sequence[tuple[str, str]]) -> None:
+    """A warning about layers that stay in floating point."""
+    if left:
+        told = "; ".join(f"{name or 'the model'} ({reason})" for name, reason in left[:3])
+        more = f"; and {len(left) - 3} more, in stages/*/layers.json" if len(left) > 3 else ""
+        log.warning(
+            "codec.quantsim leaves layers in floating point: %s%s; the coder stores them at its own precision",
+            told,
+            more,
+        )
 
 
 def squares(tensor: Tensor) -> float:

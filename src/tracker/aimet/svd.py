@@ -22,6 +22,7 @@ from tracker.codecs.base import Context, Transformed
 from tracker.decomposition.report import reported, tell_left
 from tracker.decomposition.scores import Agreement, Scores, scores_key
 from tracker.errors import TrackerError
+from tracker.frameworks.pytorch import state_tensors
 from tracker.structure import Edit, rebuild
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def _start(stage: Decomposition, model: nn.Module, context: Context) -> SvdWork:
     work = Work(stage, context, prepared, _tools(stage), agreement)
     if stage.mode == "auto":
         parts = stage.kind, stage.evaluation_iterations
-        work.scores = Scores(scores_key(context, model, model.state_dict(), *parts))
+        work.scores = Scores(scores_key(context, model, state_tensors(model), *parts))
     return work
 
 

@@ -101,6 +101,7 @@ class Guard:
     Attributes:
         failures: why a layer was left as it is, by layer name.
         checked: layers without whose channels the model was seen to compute what it should.
+        first: layers that read the model's own input.
     """
 
     FIRST = "its input is the model's, whose channels stay"
@@ -118,6 +119,7 @@ class Guard:
         self.example, self.refuse, self.named, self.prefix, self.seed = example, refuse, named, prefix, seed
         self.failures: dict[str, str] = {}
         self.checked: set[str] = set()
+        self.first: set[str] = set()
 
     @contextlib.contextmanager
     def guarding(self) -> Iterator[None]:
@@ -166,7 +168,7 @@ class Guard:
                 return
             wanted = without(db.model, layer.module, indices, self.example)
             original(pruner, first, db, layer, ratio, False)
-            if not close(outputs(db.model, self.example), wanted):
+            if not close(after(db.model, self.example), wanted):
                 raise ValueError("the model without the channels does not compute the same as with zeros for them")
             if reconstruct:
                 whole = first.find_layer_by_name(name).module
@@ -179,9 +181,12 @@ class Guard:
     def fail(self, name: str, error: BaseException) -> None:
         """Note, or refuse, a layer that AIMET fails on."""
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        first = "first module" in reason
+        # Of some models AIMET does not see which layer that is, and looks for a layer before it.
+        first = "first module" in reason or (name in self.first and isinstance(error, LookupError))
         if first:
             reason = self.FIRST
+        elif isinstance(error, LookupError | TypeError | AttributeError):  # of AIMET's code, and words to nobody else
+            reason = f"AIMET cannot follow its channels through the model ({type(error).__name__}: {reason})"
         shown = name.removeprefix(self.prefix)
         log.debug("codec.prune leaves %s as it is: %s", shown, reason)
         if self.refuse and (not first or name in self.named):
@@ -201,6 +206,18 @@ def outputs(model: nn.Module, example: Tensor) -> Tensor:
         output = model(example)
     assert isinstance(output, Tensor)
     return output
+
+
+def after(model: nn.Module, example: Tensor) -> Tensor:
+    """The output of a model that AIMET has changed.
+
+    Raises:
+        ValueError: its layers do not fit together any more.
+    """
+    try:
+        return outputs(model, example)
+    except Exception as error:  # PyTorch's and the model's own
+        raise ValueError("the model does not run without the channels") from error
 
 
 def without(model: nn.Module, layer: nn.Conv2d, indices: list[int], example: Tensor) -> Tensor:

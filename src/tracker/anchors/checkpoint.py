@@ -20,6 +20,7 @@ from tracker.anchors.images import rgb
 from tracker.anchors.zoo import one_line
 from tracker.component import call, locate, made
 from tracker.errors import TrackerError
+from tracker.frameworks.pytorch import is_program
 
 
 class OwnModel(Anchor):
@@ -72,7 +73,7 @@ class OwnModel(Anchor):
 
     def predict(self, model: nn.Module, inputs: Any) -> Tensor:
         """The output for a batch; a torch.export program gets it in the parts that it was exported for."""
-        return exported.run(model, inputs) if exported.is_program(model) else super().predict(model, inputs)
+        return exported.run(model, inputs) if is_program(model) else super().predict(model, inputs)
 
     @cached_property
     def _transform(self) -> Callable[[Any], Any] | None:

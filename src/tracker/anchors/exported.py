@@ -10,7 +10,7 @@ import types
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -174,11 +174,6 @@ def ready(module: GraphModule, path: Path, key: str) -> GraphModule:
     object.__setattr__(module, "train", types.MethodType(train, module))
     object.__setattr__(module, "eval", types.MethodType(lambda self: self, module))
     return module
-
-
-def is_program(model: nn.Module) -> TypeGuard[GraphModule]:
-    """Whether a model is the module of a torch.export program."""
-    return isinstance(model, GraphModule) and "eval" in vars(model)
 
 
 def run(module: GraphModule, inputs: Any) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tracker.errors import TrackerError
+from tracker.frameworks.pytorch import is_extra, plain
+
+log = logging.getLogger(__name__)
 
 
 def read_weights(path: Path | None, key: str, what: str) -> Mapping[str, Tensor]:
@@ -20,7 +24,8 @@ def read_weights(path: Path | None, key: str, what: str) -> Mapping[str, Tensor]
 
     Args:
         path: ``.safetensors``, or anything that ``torch.load(weights_only=True)`` reads: a state dict, or a dict that
-            holds one under ``state_dict`` or ``model``; a ``module.`` before every name is taken off.
+            holds one under ``state_dict`` or ``model``; a ``module.`` before every name is taken off, and modules'
+            extra states (`get_extra_state`) are left out: the architecture keeps its own.
         key: the config key that names the file, for error messages.
         what: what the file holds and where it comes from, for error messages.
 
@@ -32,12 +37,12 @@ def read_weights(path: Path | None, key: str, what: str) -> Mapping[str, Tensor]
         raise TrackerError(f"{key}: {state}; it is {what}: put it there, or set data.root or {key}")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return weights_only(load_file(path), path, key)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise TrackerError(
             f"{key}: {path} holds more than tensors, and unpickling it could run code; "
-            "save its state_dict() as safetensors and name that file"
+            "save the tensors of its state_dict() as safetensors and name that file"
         ) from error
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise TrackerError(f"{key}: {path} cannot be read as weights ({error}); get the file again") from error
@@ -53,8 +58,25 @@ def state_dict_in(loaded: Any, path: Path, key: str) -> Mapping[str, Tensor]:
     for inner in ("state_dict", "model"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(inner), Mapping):
             loaded = loaded[inner]
+    if isinstance(loaded, Mapping):
+        loaded = weights_only(loaded, path, key)
     if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise TrackerError(f"{key}: {path} is not a state dict (names and tensors); save model.state_dict()")
     if loaded and all(name.startswith("module.") for name in loaded):
         return {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
     return dict(loaded)
+
+
+def weights_only(loaded: Mapping[Any, Any], path: Path, key: str) -> dict[str, Any]:
+    """A state dict without its modules' extra states, and a warning where there were any."""
+    named = {str(name): value for name, value in loaded.items()}
+    extra = [name for name in named if is_extra(name)]
+    if extra:
+        log.warning(
+            "%s: %s has extra states of modules (%s%s), which are not read: the architecture keeps its own",
+            key,
+            path,
+            extra[0],
+            f" and {len(extra) - 1} more" if len(extra) > 1 else "",
+        )
+    return plain(named)

@@ -92,10 +92,14 @@ def tensors_of(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def full_precision(model: nn.Module, device: str, copied: bool = False) -> nn.Module:
-    """A model in float32 and evaluation mode on a device."""
+    """A model in float32, complex tensors in complex64, and evaluation mode on a device."""
     if copied:
         model = copy.deepcopy(model)
-    return model.to(device, torch.float32).eval()
+    model = model.to(device).float().eval()  # to(dtype) would take the imaginary parts from complex tensors
+    for _, tensor in tensors_of(model):
+        if tensor.is_complex():
+            tensor.data = tensor.data.to(torch.complex64)
+    return model
 
 
 @contextmanager

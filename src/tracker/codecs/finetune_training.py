@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 import math
@@ -16,6 +17,7 @@ from tracker.codecs.base import Context
 from tracker.codecs.finetune_inputs import Inputs, side
 from tracker.errors import TrackerError
 from tracker.evaluation import KEPT_BYTES, cloned, on_device, tensor_bytes
+from tracker.frameworks.pytorch import refuse_program
 
 if TYPE_CHECKING:
     from tracker.codecs.finetune import Finetune
@@ -75,14 +77,14 @@ class Training:
         rows: list[dict[str, Any]] = [
             {"epoch": 0, "learning rate": None, "training loss": None, **self._scores(), "seconds": 0.0}
         ]
-        best = cloned(self.student.state_dict())
+        best = copy.deepcopy(self.student.state_dict())  # with its versions and extra states
         optimiser = torch.optim.Adam(self.parameters, lr=rate)
         while done < options.epochs:
             mean, complete = self._epoch(optimiser, rate, done, began)
             row: dict[str, Any] = {"epoch": done + 1, "learning rate": rate, "training loss": mean, **self._scores()}
             row["seconds"] = time.monotonic() - began
             if rank(row) > max(rank(earlier) for earlier in rows):
-                best = cloned(self.student.state_dict())
+                best = copy.deepcopy(self.student.state_dict())
             rows.append(row)
             if complete and not (math.isfinite(row["loss"]) and row["loss"] <= WORSE * rows[0]["loss"]):
                 rate /= LOWER
@@ -208,14 +210,13 @@ def weighted(values: list[float], sizes: list[int]) -> float:
 
 
 def parameters_of(model: nn.Module) -> list[nn.Parameter]:
-    """The floating-point parameters of a model that can be trained.
+    """The floating-point and complex parameters of a model that can be trained.
 
     Raises:
         TrackerError: it has none, or is a torch.export program.
     """
-    if isinstance(model, torch.fx.GraphModule) and "eval" in vars(model):
-        raise TrackerError("finetune cannot train a torch.export program; leave the stage out")
-    found = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+    refuse_program(model, "finetune")
+    found = [parameter for parameter in model.parameters() if parameter.is_floating_point() or parameter.is_complex()]
     if not found:
         raise TrackerError("finetune needs a model with floating-point parameters, and this one has none; leave it out")
     return found

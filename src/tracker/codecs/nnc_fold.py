@@ -45,6 +45,7 @@ def foldable(model: torch.nn.Module, names: set[str]) -> list[Pair]:
     from torch import fx, nn
 
     from tracker.bitstream.state import aliases
+    from tracker.frameworks.pytorch import state_tensors
 
     try:
         graph = fx.symbolic_trace(model).graph
@@ -54,7 +55,7 @@ def foldable(model: torch.nn.Module, names: set[str]) -> list[Pair]:
         ) from error
     modules = dict(model.named_modules())
     calls = [node for node in graph.nodes if node.op == "call_module"]
-    tied = aliases(model.state_dict())
+    tied = aliases(state_tensors(model))
     shared = {*tied, *tied.values(), *(str(node.target) for node in graph.nodes if node.op == "get_attr")}
     count = {node.target: sum(other.target == node.target for other in calls) for node in calls}
     pairs = []

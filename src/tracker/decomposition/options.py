@@ -110,7 +110,9 @@ class ByLayer(Transform):
     def check_layers(self, model: nn.Module) -> None:
         """The same for a PyTorch model."""
         from tracker import aimet
+        from tracker.frameworks.pytorch import refuse_program
 
+        refuse_program(model, f"codec.{self.key}")
         aimet.check_installed(self.key)
         kinds = " or ".join(kind.__name__ for kind in self.types())
         if not any(isinstance(module, self.types()) for module in model.modules()):
