@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import shutil
 import tarfile
@@ -19,6 +20,7 @@ from sklearn.datasets import load_diabetes, load_digits, load_sample_images
 
 from tracker.anchors.digits import Digits as DigitsAnchor
 from tracker.anchors.images import rgb
+from tracker.cache import extracted
 from tracker.data.arrays import Arrays, Diabetes
 from tracker.data.base import Data, Split, files_digest, open_image
 from tracker.data.digits import COUNTS, Digits
@@ -285,7 +287,57 @@ def test_cifar10_that_is_not_there(tmp_path: Path) -> None:
         Cifar10(root=tmp_path).samples("report")
 
 
-def test_damaged_and_climbing_archives(tmp_path: Path) -> None:
+@pytest.fixture(params=["as it is", "without filters"])
+def filters(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This Python's tarfile, and that of Python 3.11.0 to 3.11.3, which knows no filters."""
+    if request.param == "without filters":
+        whole = tarfile.TarFile.extractall
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
+        monkeypatch.setattr(tarfile.TarFile, "extractall", lambda tar, path, members=None: whole(tar, path, members))
+
+
+MEMBERS = {  # by name: the kind of member, and where a link leads
+    "above": ("../climbed", tarfile.REGTYPE, ""),
+    "in between": ("a/../../climbed", tarfile.REGTYPE, ""),
+    "a folder": ("../climbed", tarfile.DIRTYPE, ""),
+    "a link": ("link", tarfile.SYMTYPE, "../climbed"),
+    "an absolute link": ("link", tarfile.SYMTYPE, "/etc/passwd"),
+    "a hard link": ("link", tarfile.LNKTYPE, "../climbed"),
+    "a device": ("device", tarfile.CHRTYPE, ""),
+    "a pipe": ("pipe", tarfile.FIFOTYPE, ""),
+}
+
+
+@pytest.mark.parametrize("case", MEMBERS)
+def test_archives_with_members_that_harm(case: str, filters: None, cache: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "harm.tar"
+    with tarfile.open(archive, "w") as tar:
+        tar.addfile(tarfile.TarInfo("harmless"), io.BytesIO())
+        entry = tarfile.TarInfo(MEMBERS[case][0])
+        entry.type, entry.linkname = MEMBERS[case][1:]
+        tar.addfile(entry, io.BytesIO())
+    with pytest.raises(TrackerError, match=r"harm\.tar cannot be extracted"):
+        extracted(archive)
+    assert not list(cache.rglob("climbed")) and not list(cache.glob("harm.tar*[!k]"))  # but for the lock
+
+
+def test_archives_are_extracted_without_their_modes(filters: None, tmp_path: Path) -> None:
+    archive, content = tmp_path / "plain.tar.gz", bytes(range(256)) * 1000
+    with tarfile.open(archive, "w:gz") as tar:
+        entry = tarfile.TarInfo("./one/two/file")  # without members for the folders
+        entry.size, entry.mode, entry.uid = len(content), 0o6777, 12345
+        tar.addfile(entry, io.BytesIO(content))
+        entry = tarfile.TarInfo("empty")
+        entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+        tar.addfile(entry)
+    made = extracted(archive)
+    assert (made / "one" / "two" / "file").read_bytes() == content and (made / "empty").is_dir()
+    stat = (made / "one" / "two" / "file").stat()
+    assert stat.st_mode & 0o6022 == 0 and stat.st_uid == os.getuid()
+    assert extracted(archive) == made
+
+
+def test_damaged_and_climbing_archives(filters: None, tmp_path: Path) -> None:
     archive = tmp_path / "cifar10_test.tar.xz"
     archive.write_bytes(b"no archive")
     with pytest.raises(TrackerError, match="cannot be extracted"):

@@ -473,7 +473,10 @@ def test_inputs_that_do_not_suit_the_model_are_told_in_one_line(here, ready: Pat
 
 
 def test_stages_for_pytorch_alone_are_refused(here, ready: Path) -> None:
-    one_line(here("anchor=keras_digits", "+codec=[quantsim,nnc]", "anchor.epochs=1"), "pytorch only")
+    one_line(
+        here("anchor=keras_digits", "+codec=[quantsim,nnc]", "anchor.epochs=1"),
+        "codec.quantsim works on models of pytorch only",
+    )
     one_line(here("anchor=keras_digits", "+codec=nnc", "codec.nnc.bnf=true", "anchor.epochs=1"), "bnf")
 
 

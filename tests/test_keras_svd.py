@@ -203,8 +203,11 @@ def test_forged_edits_are_refused() -> None:
     for layers in ({"a": 0}, {"a": 10**9}, {"a": True}, {"a": "3"}, {"a": 2.0}, {"c": 2}, {"nothing": 2}, {"": 2}):
         with pytest.raises(TrackerError, match="structure"):
             rebuild(keras_network(), [Edit("keras_spatial_svd", layers)])
-    with pytest.raises(TrackerError, match=r"not a keras\.Model"):
+    with pytest.raises(TrackerError, match=r"of a Keras model, and the anchor is a PyTorch model: give the anchor"):
         rebuild(nn.Linear(2, 2), [Edit("keras_weight_svd", {"": 1})])
+    for kind in ("spatial_svd", "weight_svd", "prune", "fold_norm", "relu"):
+        with pytest.raises(TrackerError, match=r"of a PyTorch model, and the anchor is a Keras model: give the anchor"):
+            rebuild(keras_network(), [Edit(kind, {"a": 2})])
     with pytest.raises(TrackerError):
         rebuild(keras_network(), [Edit("keras_pair", {})])
 
@@ -219,7 +222,8 @@ def test_options_choose_layers_and_ranks(tmp_path: Path) -> None:
     assert given.edits[0].layers.keys() == {"b", "e"}
     for stage, told in (
         (Svd(ranks={"a": 10}), "1 to 9"),
-        (Svd(ranks={"f": 1}), "did you mean"),
+        (Svd(ranks={"f": 1}), r"ranks names f, and the model has no such layer; those that it can name are a, b, d"),
+        (Svd(ranks={"a1": 1}), r"did you mean a\?"),
         (Svd(layers=["c"]), "DepthwiseConv2D"),
         (Svd(ignore=["nothing"]), "no such layer"),
     ):

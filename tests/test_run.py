@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -18,6 +19,8 @@ from safetensors.torch import load_file
 
 from tracker.anchors.digits import Digits
 from tracker.data.digits import Digits as DigitsData
+from tracker.tracking import store
+from tracker.tracking.run import Run
 
 METRICS = {
     *("size/anchor_bytes", "size/bitstream_bytes", "size/rate_percent", "size/bits_per_parameter"),
@@ -147,6 +150,38 @@ def test_the_table_of_tensors_adds_up(folder: Path) -> None:
     assert 0 < first["mean squared error"] < first["step size"] ** 2
     coded = (artifacts(folder, nnc) / "bitstream" / "model.nnc").stat().st_size
     assert coded - 60 < sum(row["bytes"] or 0 for row in rows) < coded
+
+
+def test_tables_keep_precision_and_type(ready: Path) -> None:
+    uri = f"sqlite:///{ready}/mlruns/mlflow.db"
+    client = store.connect(uri)
+    experiment = store.experiment_id(client, uri, "tables")
+    rows = [
+        {"layer": "a", "error": 1.5e-13, "rank": 38, "bytes": np.int64(2**53 + 1), "scores": [1, 2]},
+        {"layer": "b", "error": np.float32(0.1), "rank": None, "bytes": 3, "scores": None, "late": True},
+        {"layer": "c", "error": float("nan"), "rank": 7, "bytes": torch.tensor(4), "scores": []},
+    ]
+    with Run(client, uri, experiment, "name", "test", {}) as run:
+        run.log_table(rows, "tensors.json")
+        run.log_table(rows[:1], "stages/svd/layers.json")
+        run.log_table([], "nothing.json")
+    folder = ready / "mlruns" / "artifacts" / run.id / "artifacts"
+    content = json.loads((folder / "tensors.json").read_text())
+    assert content["columns"] == ["layer", "error", "rank", "bytes", "scores", "late"]
+    assert content["data"] == [
+        ["a", 1.5e-13, 38, 2**53 + 1, [1, 2], None],
+        ["b", float(np.float32(0.1)), None, 3, None, True],
+        ["c", None, 7, 4, [], None],
+    ]
+    assert [type(value) for value in content["data"][0][1:4]] == [float, int, int]
+    assert not (folder / "nothing.json").exists()
+    # As MLflow reads what its own log_table writes, which finds the tables by a tag.
+    client.log_table(run.id, {"layer": ["a"]}, "theirs.json")
+    tag = json.loads(client.get_run(run.id).data.tags["mlflow.loggedArtifacts"])
+    assert tag == [{"path": p, "type": "table"} for p in ("tensors.json", "stages/svd/layers.json", "theirs.json")]
+    for name, count in (("tensors.json", 3), ("stages/svd/layers.json", 1)):
+        table = client.load_table(experiment, name, [run.id])
+        assert len(table) == count and table["error"][0] == pytest.approx(1.5e-13) and table["rank"][0] == 38
 
 
 def test_a_second_run_from_the_logged_configuration_gives_the_same_bytes(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -26,6 +27,8 @@ from tracker.codecs.weight_svd import WeightSvd
 from tracker.component import build
 from tracker.data.digits import Digits as DigitsData
 from tracker.decomposition.options import Decomposition
+from tracker.decomposition.plots import by_layer
+from tracker.decomposition.report import reported
 from tracker.errors import TrackerError
 from tracker.frameworks.pytorch import FRAMEWORK
 from tracker.structure import Edit, rebuild
@@ -297,10 +300,69 @@ def test_ranks(digits: nn.Module, folder: Path) -> None:
     assert ranks(given) == {"3": 24, "7": 48}
 
 
+def test_nothing_decomposed_is_told(digits: nn.Module, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    images, _ = DigitsData().arrays("calibration")
+    for stage, told in (
+        (
+            Svd(rank=4000),
+            "codec.svd decomposed no layer: at rank 4000 a pair would cost more than the layer (3 layers)",
+        ),
+        (Svd(ratio=1), "codec.svd decomposed no layer: ratio 1 (3 layers)"),
+        (Svd(ratio=1, ratios={"3": 0.5}), None),
+    ):
+        caplog.clear()
+        applied(stage, digits, images, folder)
+        assert [record.getMessage() for record in caplog.records] == ([told] if told else [])
+
+
+@pytest.mark.parametrize(
+    ("fit", "reached", "told"),
+    [
+        (False, 0.53, "gave 0.53; codec.svd.monotonic_fit=true or more codec.svd.candidates may come closer"),
+        (True, 0.53, "gave 0.53; more codec.svd.candidates may come closer"),
+        (False, 0.66, ""),
+        (False, 0.73, "codec.svd reached a ratio of 0.730, not 0.700: the layers allow no less"),
+    ],
+)
+def test_a_target_that_is_missed_is_told(
+    fit: bool, reached: float, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    row = {"layer": "a", "kind": "Conv2d", "ratio": 0.5, "rank": 3, "note": ""}
+    costs = {"MACs before": 10, "MACs after": 5, "memory before": 10, "memory after": 5}
+    scores = [{"layer": "a", "ratio": 0.5, "rank": 3, "score": 1.0, "source": "computed"}]
+    stage = Svd(mode="auto", target_ratio=0.7, monotonic_fit=fit, cost_metric="memory")
+    reported(stage, (0.7, reached), [row | costs], 1, None, scores)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == bool(told) and told in "".join(messages)
+    if "gave" in told:
+        assert messages[0].startswith("codec.svd: asked for 0.70 of the memory, AIMET's candidates gave")
+
+
+def test_layers_that_stay_are_marked_in_the_plot() -> None:
+    rows = [
+        {
+            "layer": name,
+            "rank": rank,
+            "MACs before": macs,
+            "MACs after": after,
+            "memory before": 9,
+            "memory after": left,
+        }
+        for name, rank, macs, after, left in (("a", 2, 1000, 750, 5), ("b", None, 1, 1, 9), ("c", None, 0, 0, 5))
+    ]
+    (axes,) = by_layer(rows, "title").axes
+    assert [text.get_text() for text in axes.texts] == ["75%", "as it was", ""]
+
+
 @pytest.mark.parametrize("stage", [Svd, WeightSvd])
 def test_greedy_search_is_aimets_and_its_scores_are_kept(
-    digits: nn.Module, folder: Path, stage: type[Decomposition], capfd: pytest.CaptureFixture[str]
+    digits: nn.Module,
+    folder: Path,
+    stage: type[Decomposition],
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.ERROR, "tracker.decomposition.report")  # it tells that the targets are missed
     images, _ = DigitsData().arrays("calibration")
     options = {"mode": "auto", "candidates": 5, "ignore": ["0"]}
     first = applied(stage(target_ratio=0.6, **options), digits, images, folder)
@@ -435,7 +497,9 @@ def test_bad_models_are_refused_in_one_line(digits: nn.Module, folder: Path, mon
     with pytest.raises(TrackerError, match="can decompose no layer"):
         Svd(ignore=["0", "3", "7"]).apply(copy.deepcopy(digits), context(folder, digits, images))
     monkeypatch.setitem(sys.modules, "aimet_torch", None)
-    with pytest.raises(TrackerError, match="needs aimet-torch, which is not installed"):
+    with pytest.raises(
+        TrackerError, match=r"needs aimet-torch, which is not installed: pip install 'tracker\[aimet\]'$"
+    ):
         Svd().check_model(digits, "pytorch")
 
 
@@ -455,7 +519,8 @@ def test_nothing_of_aimet_stays_changed(digits: nn.Module, folder: Path) -> None
 def test_the_command_line_and_a_receiver_without_aimet(ready: Path, tracker: Callable[..., Completed]) -> None:
     done = tracker("+codec=[svd,nnc]", "codec.svd.mode=auto", "codec.svd.candidates=4")
     assert done.returncode == 0, done.stderr
-    assert "AIMET" not in done.stdout and done.stderr == ""
+    (told,) = [line for line in done.stdout.splitlines() if "AIMET" in line]  # and nothing that AIMET prints
+    assert told.startswith("codec.svd: asked for 0.75 of the MACs, AIMET's candidates gave 0.") and done.stderr == ""
     assert {path.name for path in ready.iterdir()} == {"mlruns", "outputs"}
     (run,) = runs(ready, "compression")
     artifacts = ready / "mlruns" / "artifacts" / run.info.run_id / "artifacts"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lzma
 import os
+import shutil
 import tarfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -63,7 +64,6 @@ def extracted(archive: Path) -> Path:
     Raises:
         TrackerError: the archive is damaged or holds paths that climb out of the folder.
     """
-    import shutil
     import tempfile
 
     from filelock import FileLock
@@ -76,7 +76,7 @@ def extracted(archive: Path) -> Path:
         partial = Path(tempfile.mkdtemp(prefix=folder.name, suffix=".partial", dir=folder.parent))
         try:
             with tarfile.open(archive) as tar:
-                tar.extractall(partial, filter="data")
+                _unpack(tar, partial)
                 while tar.fileobj is not None and tar.fileobj.read(1 << 20):
                     pass  # to the end, where the compressed stream has its checksum
             partial.replace(folder)
@@ -85,3 +85,30 @@ def extracted(archive: Path) -> Path:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def _unpack(tar: tarfile.TarFile, folder: Path) -> None:
+    """Extract an archive, and nothing outside a folder.
+
+    Raises:
+        tarfile.TarError: a member would be outside, or is no plain file or folder.
+    """
+    if hasattr(tarfile, "data_filter"):
+        tar.extractall(folder, filter="data")
+        return
+    # Python before 3.11.4, which Debian 12 has, only knows how to trust an archive. Links are refused, so no path leads
+    # through one, and files are written as new ones, so that neither their mode nor their owner is the archive's.
+    whole = folder.resolve()
+    for member in tar:
+        target = (whole / member.name).resolve()
+        if not target.is_relative_to(whole):
+            raise tarfile.ExtractError(f"{member.name!r} would be outside the folder")
+        if member.isdir():
+            target.mkdir(parents=True, exist_ok=True)
+            continue
+        content = tar.extractfile(member) if member.isfile() else None
+        if content is None:
+            raise tarfile.ExtractError(f"{member.name!r} is neither a file nor a folder")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with content, target.open("wb") as file:
+            shutil.copyfileobj(content, file)

@@ -1,5 +1,12 @@
 """The one exception that a user is meant to read."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+SHOWN = 5
+
 
 class TrackerError(Exception):
     """A mistake of the user's or a failure of the surroundings, told in one line with the way to mend it.
@@ -9,3 +16,20 @@ class TrackerError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(str(message).split()))
+
+
+def unknown_layer(option: str, name: str, layers: Iterable[str]) -> TrackerError:
+    """The refusal of an option that names a layer which the model does not have.
+
+    Args:
+        option: such as ``codec.svd.ratios``.
+        name: as it was given.
+        layers: that the option can name, in the model's order.
+    """
+    known = [layer for layer in layers if layer]
+    close = difflib.get_close_matches(name, known, 1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    if known and not close:
+        more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
+        hint = f"; those that it can name are {', '.join(known[:SHOWN])}{more}"
+    return TrackerError(f"{option} names {name}, and the model has no such layer{hint}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tracker.component import explain
 from tracker.errors import TrackerError
@@ -46,8 +47,15 @@ class Settings(Section):
     codec: dict[str, Any] = {}
     transparency: Transparency = Transparency()
     tracking: Tracking = Tracking()
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: str = "auto"
     seed: int = Field(default=0, ge=0)
+
+    @field_validator("device")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value, re.ASCII):
+            raise ValueError("it is auto, cpu, cuda (any GPU) or cuda:N (GPU number N, from 0)")
+        return value
 
 
 def read_settings(config: Mapping[str, Any]) -> Settings:

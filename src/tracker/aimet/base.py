@@ -34,9 +34,7 @@ def check_installed(stage: str) -> None:
         TrackerError: it is not.
     """
     if importlib.util.find_spec("aimet_torch") is None:
-        raise TrackerError(
-            f"codec.{stage} needs aimet-torch, which is not installed: pip install 'tracker[aimet]' (or aimet-torch)"
-        )
+        raise TrackerError(f"codec.{stage} needs aimet-torch, which is not installed: pip install 'tracker[aimet]'")
 
 
 def load() -> None:
@@ -51,7 +49,8 @@ def load() -> None:
     except (ImportError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise TrackerError(
-            f"aimet-torch cannot be imported ({reason}); install it again: pip install aimet-torch"
+            f"aimet-torch cannot be imported ({reason}); install it anew: pip uninstall aimet-torch, then "
+            "pip install 'tracker[aimet]'"
         ) from error
     for logger in loggers():
         logger.handlers.clear()

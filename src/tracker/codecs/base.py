@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pydantic import PrivateAttr
+
 from tracker.component import Component
 from tracker.errors import TrackerError
 
@@ -125,6 +127,8 @@ class Stage(Component):
 
     frameworks: ClassVar[frozenset[str]] = frozenset({"pytorch", "keras"})
 
+    _configured: str = PrivateAttr(default="")  # its name in the config, for messages
+
     def check(self) -> None:
         """Refuse what cannot work on this machine, before any work starts.
 
@@ -145,8 +149,8 @@ class Stage(Component):
         if framework not in self.frameworks:
             names = " and ".join(sorted(self.frameworks))
             raise TrackerError(
-                f"the codec stage {type(self).__name__} works on models of {names} only, and the anchor is a model of "
-                f"{framework}; leave the stage out"
+                f"codec.{self._configured or type(self).__name__} works on models of {names} only, and the anchor is a "
+                f"model of {framework}; leave the stage out"
             )
 
     def prepare(self) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,29 @@ class Codec:
         return ">".join(self.stages)
 
 
+def check_named_once(words: Sequence[str]) -> None:
+    """Refuse a chain that has a stage twice: Hydra makes one of the two, without a word.
+
+    Args:
+        words: of the command line.
+
+    Raises:
+        TrackerError: that.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    for override in OverridesParser.create().parse_overrides([word for word in words if "codec" in word]):
+        chain = override.value()
+        if override.key_or_group != "codec" or not isinstance(chain, list):
+            continue
+        twice = [stage for stage, count in Counter(map(str, chain)).items() if count > 1]
+        if twice:
+            raise TrackerError(
+                f"the chain {'>'.join(map(str, chain))} has {twice[0]} more than once, and codec.{twice[0]} holds the "
+                "options of one: leave the others out"
+            )
+
+
 def build_codec(config: Mapping[str, Any]) -> Codec | None:
     """The chain that a config describes; None where there is none.
 
@@ -53,6 +77,8 @@ def build_codec(config: Mapping[str, Any]) -> Codec | None:
     if not config:
         return None
     stages = {name: build(node, f"codec.{name}", Stage) for name, node in config.items()}
+    for name, stage in stages.items():
+        stage._configured = name
     chain = ">".join(stages)
     coders = [name for name, stage in stages.items() if isinstance(stage, Coder)]
     if not coders:

@@ -6,7 +6,6 @@ ranks from AIMET, and gives the same outputs.
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from tracker.decomposition.keras_ranks import Cost, Shape, greedy, monotonic
 from tracker.decomposition.keras_split import decomposed, pair_of
 from tracker.decomposition.report import reported
 from tracker.decomposition.scores import Agreement, Scores, scores_key, write_json
-from tracker.errors import TrackerError
+from tracker.errors import TrackerError, unknown_layer
 from tracker.evaluation import on_device
 from tracker.frameworks.keras import FRAMEWORK
 from tracker.frameworks.keras_graph import replaceable
@@ -132,9 +131,7 @@ def check(stage: Decomposition, model: Any, final: bool = False) -> None:
             continue
         if name in known:
             raise TrackerError(f"codec.{stage.key} cannot decompose {name}: {pair.reason(known[name])}; leave it out")
-        close = difflib.get_close_matches(name, usable, 1, cutoff=0.0)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise TrackerError(f"codec.{stage.key}.{option} names {name}, and the model has no such layer{hint}")
+        raise unknown_layer(f"codec.{stage.key}.{option}", name, usable)
 
 
 def _layers(work: Work) -> list[Layer]:

@@ -14,6 +14,8 @@ SHOWN = 60
 def by_layer(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
     """MACs before and after, and the rank, by layer; the costliest 60 of more layers, in the model's order.
 
+    What is left of them stands beside each bar, as many a layer costs too little for its bar to be seen.
+
     Args:
         rows: of the table of layers.
         title: above the plot.
@@ -27,8 +29,10 @@ def by_layer(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
     figure = Figure(figsize=(9, 1.6 + 0.22 * max(4, len(shown))), layout="constrained", dpi=110)
     axes = figure.subplots()
     places = range(len(shown))
-    axes.barh(places, [row["MACs before"] for row in shown], height=0.8, color="#d0d0d0", label="before")
+    bars = axes.barh(places, [row["MACs before"] for row in shown], height=0.8, color="#d0d0d0", label="before")
     axes.barh(places, [row["MACs after"] for row in shown], height=0.45, color="#3b76af", label="after")
+    axes.bar_label(bars, [_left(row) for row in shown], fontsize=6, padding=3, color="#606060")
+    axes.margins(x=0.1)
     axes.set_yticks(places, names, fontsize=7)
     axes.invert_yaxis()
     axes.margins(y=0.01)
@@ -38,6 +42,13 @@ def by_layer(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
     more = f" ({len(shown)} of {len(known)} layers)" if len(known) > len(shown) else ""
     figure.suptitle(title + more, fontsize=10)
     return figure
+
+
+def _left(row: Mapping[str, Any]) -> str:
+    """What is left of a layer's MACs, such as ``75 %``."""
+    if all(row[f"{cost} before"] == row[f"{cost} after"] for cost in ("MACs", "memory")):
+        return "as it was"
+    return f"{row['MACs after'] / row['MACs before']:.0%}" if row["MACs before"] else ""
 
 
 def by_score(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tracker.decomposition import plots
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from tracker.decomposition.options import ByLayer
 
 log = logging.getLogger(__name__)
+OTHER_KIND, OTHERS = "not for ", " layers are left alone by it"  # notes of layers that the transform is not for
 
 
 def reported(
@@ -33,11 +35,10 @@ def reported(
         scores: of the greedy search: layer, ratio, score, source (computed, cache), and rank or channels.
     """
     mac, memory = ratios
-    reached = mac if stage.cost_metric == "mac" else memory
-    if stage.mode == "auto" and reached > stage.target + 0.02:
-        log.warning(
-            "codec.%s reached a ratio of %.3f, not %.3f: the layers allow no less", stage.key, reached, stage.target
-        )
+    if stage.mode == "auto":
+        _tell_target(stage, mac if stage.cost_metric == "mac" else memory)
+    if not changed:
+        _tell_nothing(stage, rows)
     metrics = {f"{stage.key}/layers": float(changed)}
     if agreed is not None:
         metrics[f"{stage.key}/agreement"] = agreed
@@ -50,6 +51,38 @@ def reported(
         metrics[f"{stage.key}/scores_computed"] = float(computed)
         metrics[f"{stage.key}/scores_reused"] = float(len(scores) - computed)
     return {"mac_ratio": mac, "memory_ratio": memory, "metrics": metrics, "tables": tables, "figures": figures}
+
+
+def _tell_target(stage: ByLayer, reached: float) -> None:
+    """A warning where the greedy search ended far from its target.
+
+    It looks for one score that all layers keep, and takes the highest at which the cost is within the target. Where
+    many scores are equal, as agreements on few samples are, nothing is near the target; a fit makes them differ.
+    """
+    costs = "MACs" if stage.cost_metric == "mac" else "memory"
+    if reached > stage.target + 0.02:
+        log.warning(
+            "codec.%s reached a ratio of %.3f, not %.3f: the layers allow no less", stage.key, reached, stage.target
+        )
+    elif reached < stage.target - 0.05:
+        fit = "" if stage.monotonic_fit else f"codec.{stage.key}.monotonic_fit=true or "
+        log.warning(
+            "codec.%s: asked for %.2f of the %s, AIMET's candidates gave %.2f; "
+            "%smore codec.%s.candidates may come closer",
+            *(stage.key, stage.target, costs, reached, fit, stage.key),
+        )
+
+
+def _tell_nothing(stage: ByLayer, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A warning where all layers stay as they are, with the reason that most of them have."""
+    notes = [row["note"] or ("" if row["ratio"] is None else f"ratio {row['ratio']:g}") for row in rows]
+    reasons = Counter(note for note in notes if note and not note.startswith(OTHER_KIND) and not note.endswith(OTHERS))
+    done = "pruned" if stage.kind == "prune" else "decomposed"
+    if stage.mode == "auto" or not reasons:
+        log.warning("codec.%s %s no layer: its ratios leave each as it is; lower them", stage.key, done)
+        return
+    ((reason, count),) = reasons.most_common(1)
+    log.warning("codec.%s %s no layer: %s (%d layer%s)", stage.key, done, reason, count, "s"[: count > 1])
 
 
 def tell_left(stage: ByLayer, left: Sequence[tuple[str, str]]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tracker.anchors.base import Anchor
-from tracker.codecs.chain import Codec, build_codec
+from tracker.codecs.chain import Codec, build_codec, check_named_once
 from tracker.component import build
 from tracker.data.base import Data
 from tracker.settings import Settings, read_settings
@@ -49,6 +49,7 @@ def read_job(config: Mapping[str, Any], overrides: list[str], folder: Path, star
         TrackerError: something in it cannot work.
     """
     settings = read_settings(config)
+    check_named_once(overrides)
     return Job(
         config=config,
         overrides=overrides,

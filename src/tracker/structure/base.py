@@ -44,6 +44,7 @@ def rebuild(model: Any, edits: Iterable[Edit], trusted: Collection[str] = ()) ->
     """
     for edit in edits:
         function = locate(f"{_module(edit.kind, trusted)}.rebuild", "structure.kind")
+        _check_framework(edit.kind, model)
         try:
             model = function(model, edit.layers)
         except TrackerError:
@@ -72,6 +73,25 @@ def _module(kind: str, trusted: Collection[str]) -> str:
         f"the bitstream's structure asks for {kind[:80]!r}, which is not a part of this version of tracker: if it is a "
         f"package's that you trust, name {package[:40]} in trusted (scenario.trust of scenario=receive)"
     )
+
+
+def _check_framework(kind: str, model: Any) -> None:
+    """Refuse an edit of ours for a model of the other framework; a user's own kinds know themselves what they take.
+
+    Raises:
+        TrackerError: that.
+    """
+    if not OURS.fullmatch(kind):
+        return
+    # By their packages, as nothing here imports a framework that the model is not of.
+    packages = {base.__module__.partition(".")[0] for base in type(model).__mro__}
+    given = "Keras" if "keras" in packages else "PyTorch" if "torch" in packages else ""
+    made = "Keras" if kind.startswith("keras_") else "PyTorch"
+    if given not in ("", made):
+        raise TrackerError(
+            f"the bitstream is of a {made} model, and the anchor is a {given} model: give the anchor that it was made "
+            "of"
+        )
 
 
 def one_of(model: Any, name: str, kinds: type | tuple[type, ...]) -> Any:

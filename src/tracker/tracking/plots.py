@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 MOST_TENSORS = 30
+FITTING = 42  # letters that names of stages may have beside each other
 
 
 def by_tensor(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
@@ -57,6 +58,10 @@ def by_stage(
     shown = [(name, value) for name, value in measured if value is not None]
     figure = Figure(figsize=(9, 3.4), layout="constrained", dpi=110)
     left, right = figure.subplots(1, 2)
+    for axes in (left, right):
+        axes.tick_params(axis="x", labelsize=8)
+        if max(map(len, names)) * len(names) > FITTING:
+            axes.tick_params(axis="x", rotation=35)
     bars = left.bar(names, [size / 1000 for size in sizes], color=["#9a9a9a"] + ["#3b76af"] * len(rows))
     left.bar_label(bars, [f"{100 * size / sizes[0]:.1f} %" for size in sizes], fontsize=8)
     left.set_ylabel("size in kB after the stage")

@@ -8,7 +8,7 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -49,8 +49,15 @@ def show_anchor(job: Job, anchor: LoggedAnchor, size: int, uri: str) -> None:
     log.info("run %s · %s", anchor.run_id, ui_command(uri))
 
 
-def show_compression(result: Result, run: Run, uri: str) -> None:
-    """The lines at the end of a compression run."""
+def show_compression(result: Result, run: Run, uri: str, simulated: Mapping[str, float] | None = None) -> None:
+    """The lines at the end of a compression run.
+
+    Args:
+        result: what it found.
+        run: in the store.
+        uri: of the store.
+        simulated: performance and drop of the model as the receiver's device would run it, named as they are logged.
+    """
     job, decision, primary = result.job, result.decision, result.job.task.primary
     log.info(
         "%s · %s: %s of %s bytes, rate %.2f %%, %.2f bits per parameter",
@@ -79,8 +86,23 @@ def show_compression(result: Result, run: Run, uri: str) -> None:
         verdict,
         job.task.tolerance,
     )
+    if simulated:
+        log.info(
+            "with %s: %s %.4f, drop %.4g",
+            simulation(result),
+            primary,
+            simulated["performance/simulated"],
+            simulated["performance/simulated_drop"],
+        )
     log.info("bitstream %s", where(run.artifact_uri, "bitstream"))
     log.info("run %s · %s", run.id, ui_command(uri))
+
+
+def simulation(result: Result) -> str:
+    """What was simulated on top of the decoded model, such as ``activations of 8 bits``."""
+    *_, last = result.codec.transforms.values()  # a simulation is the last transform's
+    bits = getattr(last, "activations", None)
+    return f"activations of {bits} bits" if bits else "its device simulated"
 
 
 def metrics_text(metrics: dict[str, float]) -> str:
