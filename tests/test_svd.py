@@ -482,7 +482,7 @@ def test_bad_models_are_refused_in_one_line(digits: nn.Module, folder: Path, mon
     for stage, words in (
         (Svd(ratios={"33": 0.5}), r"ratios names 33, and the model has no such layer; did you mean 3\?"),
         (Svd(ranks={"12": 5}), "ranks names 12, a Linear, and not a Conv2d"),
-        (Svd(ignore=["nothing"]), "ignore names nothing"),
+        (Svd(ignore=["nothing"]), "ignore names nothing, .*no such layer; those that it can name are 0, 3, 7$"),
         (Svd(layers=["3.0.1x.y"], ignore=["0"]), None),
     ):
         if words is None:

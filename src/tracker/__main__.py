@@ -39,7 +39,7 @@ def job(config: DictConfig) -> Any:
     """One job: a single run, or one of a multirun, in whatever process the launcher put it."""
     started = time.perf_counter()
     signals.install()  # some launchers run jobs in processes of their own
-    hydra_config = HydraConfig.get()
+    hydra_config: Any = HydraConfig.get()
     try:
         from tracker.tracking import store
 
@@ -47,6 +47,10 @@ def job(config: DictConfig) -> Any:
         from tracker.component import locate
         from tracker.scenarios.job import read_job
 
+        from tracker.sweep import command
+
+        if command.is_worker(hydra_config):
+            return command.work(hydra_config, Path(hydra_config.runtime.output_dir), started)
         plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         folder = Path(hydra_config.runtime.output_dir)
         prepared = read_job(plain, list(hydra_config.overrides.task), folder, started)

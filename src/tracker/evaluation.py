@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +16,7 @@ from tracker.memory import keep_freed_memory
 from tracker.tasks.base import Evaluation, Task
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 KEPT_BYTES = 256 * 2**20
@@ -104,6 +105,50 @@ def evaluate(anchor: Anchor, model: Any, task: Task, batches: Batches, device: s
     Raises:
         TrackerError: the model cannot take the inputs, or the task cannot score the outputs.
     """
+    predict = _predictor(anchor, model, task, device)
+    with torch.inference_mode():
+        return task.evaluate(predict, _moved(batches, device, label))
+
+
+def evaluate_until(
+    anchor: Anchor,
+    model: Any,
+    task: Task,
+    batches: Batches,
+    device: str,
+    label: str,
+    enough: Callable[[np.ndarray], bool],
+) -> Evaluation | None:
+    """A model's performance, unless it becomes clear on the way that it is not wanted.
+
+    Args:
+        anchor, model, task, batches, device, label: as for `evaluate`.
+        enough: told the scores of each batch, shape (n, K); whether to stop.
+
+    Returns:
+        What `evaluate` gives; None where it was stopped.
+
+    Raises:
+        TrackerError: as `evaluate`.
+    """
+    predict = _predictor(anchor, model, task, device)
+    outputs: list[Tensor] = []
+
+    def recorded(inputs: Any) -> Tensor:
+        outputs.append(predict(inputs))
+        return outputs[-1]
+
+    with torch.inference_mode():
+        for batch in _moved(batches, device, label):
+            if enough(task.evaluate(recorded, [batch]).scores):
+                return None
+        # The metrics over all samples, from what the model gave for each batch.
+        again = iter(outputs)
+        return task.evaluate(lambda inputs: next(again), _moved(batches, device, label))
+
+
+def _predictor(anchor: Anchor, model: Any, task: Task, device: str) -> Callable[[Any], Tensor]:
+    """The model's outputs for inputs on the device; whatever it raises is told in one line."""
     keep_freed_memory()
     framework = load_framework(anchor.framework)
     model = framework.ready(model, device)
@@ -122,12 +167,13 @@ def evaluate(anchor: Anchor, model: Any, task: Task, batches: Batches, device: s
                 f"the model fails on the inputs ({reason}); do anchor={anchor.name} and the data belong together?"
             ) from error
 
-    def moved() -> Iterator[tuple[Any, Any]]:
-        for inputs, targets in tqdm(batches, desc=f"evaluate {label}", unit="batch", disable=None, leave=False):
-            yield on_device(inputs, device, None), on_device(targets, device, None)
+    return predict
 
-    with torch.inference_mode():
-        return task.evaluate(predict, moved())
+
+def _moved(batches: Batches, device: str, label: str) -> Iterator[tuple[Any, Any]]:
+    """Batches on the device, with a progress bar on a terminal."""
+    for inputs, targets in tqdm(batches, desc=f"evaluate {label}", unit="batch", disable=None, leave=False):
+        yield on_device(inputs, device, None), on_device(targets, device, None)
 
 
 def on_device(value: Any, device: str, dtype: torch.dtype | None) -> Any:

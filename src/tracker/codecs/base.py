@@ -197,6 +197,19 @@ class Coder(Stage):
             TrackerError: the tensors cannot be coded with this configuration.
         """
 
+    def preview(self, tensors: Mapping[str, Tensor], model: Any, context: Context) -> Mapping[str, Tensor] | None:
+        """What `decode` will give, without making the bytes; None where that is not cheaper.
+
+        A sweep evaluates it before it has a bitstream made, where evaluating takes less time than coding.
+
+        Args:
+            tensors, model, context: as for `encode`.
+
+        Raises:
+            TrackerError: as `encode`.
+        """
+        return None
+
     @abstractmethod
     def decode(self, folder: Path) -> Mapping[str, Tensor]:
         """The decoded tensors, of any floating-point dtype (integers as they were), with the shapes given to `encode`.

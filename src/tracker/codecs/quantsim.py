@@ -9,7 +9,6 @@ integers, their scales and the changes of the architecture.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -17,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from tracker import aimet
 from tracker.codecs.base import Context, Transform, Transformed
-from tracker.errors import TrackerError
+from tracker.errors import unknown_layer
 
 if TYPE_CHECKING:
     from torch import nn
@@ -97,7 +96,7 @@ class QuantSim(Transform):
         for key, name in self._named():
             # A stage before this one may have put several layers in the place of one: svd makes conv1.0 of conv1.
             if name not in modules and not (name.rpartition(".")[0] in modules and _leaf(modules, name)):
-                raise unknown(key, name, modules)
+                raise unknown_layer(f"codec.quantsim.{key}", name, modules)
 
     def prepare(self) -> None:
         """Import AIMET."""
@@ -118,7 +117,7 @@ class QuantSim(Transform):
         modules = dict(model.named_modules())
         for key, name in self._named():
             if name not in modules:
-                raise unknown(key, name, modules)
+                raise unknown_layer(f"codec.quantsim.{key}", name, modules)
         return quantise(self, model, context)
 
     def _named(self) -> list[tuple[str, str]]:
@@ -130,10 +129,3 @@ def _leaf(modules: dict[str, nn.Module], name: str) -> bool:
     """Whether the module in which another one is said to be is a layer itself."""
     parent = name.rpartition(".")[0]
     return bool(parent) and not list(modules[parent].children())
-
-
-def unknown(key: str, name: str, names: Any) -> TrackerError:
-    """The refusal of a layer's name."""
-    close = difflib.get_close_matches(name, [known for known in names if known], n=1, cutoff=0.0)
-    hint = f"; is it {close[0]!r}?" if close else ""
-    return TrackerError(f"codec.quantsim.{key} names {name!r}, which is no layer of the model{hint}")

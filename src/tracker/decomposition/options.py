@@ -6,7 +6,6 @@ Names and meanings of the options are those of AIMET (https://quic.github.io/aim
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from tracker.codecs.base import Context, Transform, Transformed
-from tracker.errors import TrackerError
+from tracker.errors import TrackerError, unknown_layer
 
 if TYPE_CHECKING:
     from torch import nn
@@ -147,9 +146,7 @@ class ByLayer(Transform):
         if not final and any(map(_splittable, parents)):
             return
         layers = [known for known, module in modules.items() if isinstance(module, self.types())]
-        close = difflib.get_close_matches(name, layers, 1, cutoff=0.0)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise TrackerError(f"codec.{self.key}.{option} names {name}, and the model has no such layer{hint}")
+        raise unknown_layer(f"codec.{self.key}.{option}", name, layers)
 
 
 class Decomposition(ByLayer):

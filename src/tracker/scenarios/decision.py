@@ -22,12 +22,14 @@ class Decision:
         confidence: of the interval.
         transparent: the drop (or, if the configuration asks for confidence, the interval's upper end) is within the
             tolerance.
+        violation: how far that is beyond the tolerance; 0 or less where it is within.
     """
 
     drop: float
     interval: tuple[float, float] | None
     confidence: float
     transparent: bool
+    violation: float = 0.0
 
 
 def check_confidence(job: Job, evaluation: Evaluation) -> None:
@@ -44,8 +46,14 @@ def check_confidence(job: Job, evaluation: Evaluation) -> None:
         )
 
 
-def decide(job: Job, anchor: Evaluation, decoded: Evaluation) -> Decision:
+def decide(job: Job, anchor: Evaluation, decoded: Evaluation, shown: bool = True) -> Decision:
     """Compare a decoded model's performance with its anchor's.
+
+    Args:
+        job: its task and what it asks for.
+        anchor: the anchor's performance.
+        decoded: the decoded model's.
+        shown: whether the interval is wanted even where nothing depends on it.
 
     Raises:
         TrackerError: confidence is asked for, but the task has no per-sample scores.
@@ -55,9 +63,11 @@ def decide(job: Job, anchor: Evaluation, decoded: Evaluation) -> Decision:
     confidence = wanted.confidence or SHOWN_CONFIDENCE
     drop = task.drop(anchor.metrics[task.primary], decoded.metrics[task.primary])
     interval = None
-    if anchor.scores is not None and decoded.scores is not None and len(anchor.scores) == len(decoded.scores) > 1:
+    pairs = 0 if anchor.scores is None or decoded.scores is None else len(anchor.scores)
+    if pairs > 1 and pairs == len(decoded.scores) and (shown or wanted.confidence is not None):
         interval = drop_interval(task, anchor.scores, decoded.scores, confidence, wanted.resamples, job.settings.seed)
     bound = max(drop, interval[1]) if wanted.confidence is not None and interval is not None else drop
     # A NaN compares as false, so a model that gives NaN is never transparent. The allowance is for the rounding of
     # a difference such as 0.81 - 0.805, which is not exactly 0.005.
-    return Decision(drop, interval, confidence, bool(bound <= task.tolerance + 1e-12))
+    violation = bound - task.tolerance - 1e-12
+    return Decision(drop, interval, confidence, bool(violation <= 0), violation)

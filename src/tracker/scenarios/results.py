@@ -100,24 +100,43 @@ def log_stages(run: Run, result: Result, watch: Stopwatch) -> None:
 
 def metrics(result: Result, watch: Stopwatch) -> dict[str, float]:
     """All metrics of a compression run but those of single stages."""
-    primary, decision = result.job.task.primary, result.decision
     found = {
-        "size/anchor_bytes": result.anchor_bytes,
-        "size/bitstream_bytes": result.size,
-        "size/rate_percent": 100 * result.size / result.anchor_bytes,
-        "size/bits_per_parameter": 32 * result.size / result.anchor_bytes,
-        "performance/anchor": result.anchor.metrics[primary],
-        "performance/decoded": result.decoded.metrics[primary],
-        "performance/drop": decision.drop,
-        "performance/transparent": float(decision.transparent),
+        **sizes(result.size, result.anchor_bytes),
+        **performance(result.job, result.anchor, result.decoded, result.decision),
         "cost/mac_ratio": result.draft.mac_ratio,
         "cost/memory_ratio": result.draft.memory_ratio,
         "memory/peak_mib": peak_memory_mib(),
     }
-    if decision.interval is not None:
-        found["performance/drop_low"], found["performance/drop_high"] = decision.interval
-    found |= {f"{name}/anchor": value for name, value in result.anchor.metrics.items()}
-    found |= {f"{name}/decoded": value for name, value in result.decoded.metrics.items()}
     found |= {f"time/{part}_s": watch.seconds[part] for part in ("encode", "decode", "evaluate")}
     found["time/total_s"] = result.job.seconds()
     return found
+
+
+def sizes(size: int, anchor_bytes: int) -> dict[str, float]:
+    """A bitstream's size, and what follows from it.
+
+    Args:
+        size: in bytes.
+        anchor_bytes: the anchor's float tensors as float32.
+    """
+    return {
+        "size/anchor_bytes": anchor_bytes,
+        "size/bitstream_bytes": size,
+        "size/rate_percent": 100 * size / anchor_bytes,
+        "size/bits_per_parameter": 32 * size / anchor_bytes,
+    }
+
+
+def performance(job: Job, anchor: Evaluation, decoded: Evaluation, decision: Decision) -> dict[str, float]:
+    """The performance of the anchor and of the decoded model, and what follows from them."""
+    primary = job.task.primary
+    found = {
+        "performance/anchor": anchor.metrics[primary],
+        "performance/decoded": decoded.metrics[primary],
+        "performance/drop": decision.drop,
+        "performance/transparent": float(decision.transparent),
+    }
+    if decision.interval is not None:
+        found["performance/drop_low"], found["performance/drop_high"] = decision.interval
+    found |= {f"{name}/anchor": value for name, value in anchor.metrics.items()}
+    return found | {f"{name}/decoded": value for name, value in decoded.metrics.items()}

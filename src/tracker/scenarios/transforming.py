@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tracker.codecs.chain import Codec
-    from tracker.tracking.run import Run
+    from tracker.tracking.run import MetricsOnly, Run
 
 
 @dataclasses.dataclass
@@ -66,7 +66,7 @@ def transform(
     framework: Framework,
     state: Callable[[Any], Mapping[str, Tensor]],
     performance: Callable[[Any, str], float | None],
-    run: Run,
+    run: Run | MetricsOnly,
     scratch: Path,
 ) -> float:
     """Apply a codec's transforms to a draft, and log the size, performance and statistics after each.
@@ -102,7 +102,7 @@ def transform(
 
 
 def log_stage(
-    run: Run, name: str, draft: Draft, given: Any, performance: float | None, seconds: float, folder: Path
+    run: Run | MetricsOnly, name: str, draft: Draft, given: Any, performance: float | None, seconds: float, folder: Path
 ) -> None:
     """Log what a transform gave: figures, tables, plots, and the files that it left."""
     size = draft.bytes()

@@ -40,7 +40,7 @@ class Task(Component):
     """
 
     # Keys that change neither the metrics' values nor the samples they are measured on.
-    NOT_IDENTITY: ClassVar[frozenset[str]] = frozenset({"tolerance", "batch_size", "workers"})
+    NOT_IDENTITY: ClassVar[frozenset[str]] = frozenset({"tolerance", "batch_size", "workers", "scores_between"})
 
     name: str
     split: Literal["report", "search", "all"] = "report"
@@ -86,6 +86,14 @@ class Task(Component):
             scores: shape (N, K).
         """
         return float(scores[:, 0].mean())
+
+    @property
+    def score_range(self) -> tuple[float, float] | None:
+        """Between what the first column of scores lies, where `performance` is its mean; None where there is no bound.
+
+        With it, the evaluation of a sweep's trial stops as soon as its drop can no longer be within the tolerance.
+        """
+        return None
 
     def agreement(self, output: Tensor, reference: Tensor) -> float:
         """How well a model's outputs agree with the anchor's for the same inputs; needs no labels.

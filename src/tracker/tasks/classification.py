@@ -30,6 +30,11 @@ class Classification(Task):
         """Yes."""
         return True
 
+    @property
+    def score_range(self) -> tuple[float, float]:
+        """Right or wrong."""
+        return 0.0, 1.0
+
     def agreement(self, output: Tensor, reference: Tensor) -> float:
         """The share of samples for which both give the same class, in 0..1."""
         return float((output.argmax(dim=1) == reference.argmax(dim=1)).double().mean())

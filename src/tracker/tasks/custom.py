@@ -25,6 +25,12 @@ class Custom(Task):
     function: dict[str, Any]
     metric: str
     higher: bool = True
+    scores_between: tuple[float, float] | None = None
+
+    @property
+    def score_range(self) -> tuple[float, float] | None:
+        """As configured."""
+        return self.scores_between
 
     @property
     def primary(self) -> str:

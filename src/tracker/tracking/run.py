@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from tracker import signals
 from tracker.cache import cache_folder
 from tracker.errors import TrackerError
+from tracker.tracking import watchdog
 from tracker.tracking.store import without_password
-from tracker.tracking.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,7 +36,14 @@ class Run:
     """
 
     def __init__(
-        self, client: MlflowClient, uri: str, experiment: str, name: str, kind: str, tags: Mapping[str, str]
+        self,
+        client: MlflowClient,
+        uri: str,
+        experiment: str,
+        name: str,
+        kind: str,
+        tags: Mapping[str, str],
+        params: Mapping[str, Any] | None = None,
     ) -> None:
         """Prepare a run.
 
@@ -47,9 +54,11 @@ class Run:
             name: what the UI shows.
             kind: value of the tag ``tracker.kind``.
             tags: further tags, known at the start.
+            params: logged as the run begins.
         """
         self.client, self.uri, self.experiment, self.name = client, uri, experiment, name
         self.tags = {"tracker.kind": kind, **tags}
+        self.params = params or {}
         self.id = ""
         self.fetched: tempfile.TemporaryDirectory[str] | None = None
 
@@ -62,8 +71,23 @@ class Run:
             run = self.client.create_run(self.experiment, tags=tags, run_name=self.name)
             self.id = run.info.run_id
             self.artifact_uri = run.info.artifact_uri
-            self.watchdog = Watchdog(self.uri, self.id)
+            watchdog.tell(self.uri, "begun", self.id)
+        try:
+            self.log_params(self.params)
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
         return self
+
+    def resume(self, run_id: str) -> None:
+        """Take up a run that an earlier process began, instead of creating one."""
+        with signals.held():
+            self.client.update_run(run_id, status="RUNNING")
+            self.id = run_id
+            self.artifact_uri = self.client.get_run(run_id).info.artifact_uri
+            watchdog.tell(self.uri, "begun", self.id)
+            if "tracker.error" in self.client.get_run(run_id).data.tags:
+                self.client.delete_tag(run_id, "tracker.error")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -84,9 +108,9 @@ class Run:
         finally:
             # A second Ctrl-C may come while the run is being marked, and a full disk may refuse the mark.
             if told:
-                self.watchdog.stop()
+                watchdog.tell(self.uri, "ended", self.id)
             else:
-                self.watchdog.leave()
+                watchdog.tell(self.uri, "failed", self.id)
             if self.fetched is not None:
                 self.fetched.cleanup()
 
@@ -100,19 +124,22 @@ class Run:
 
     def log_metrics(self, metrics: Mapping[str, float]) -> None:
         """Log metrics, all with the same time stamp."""
+        self.log_results(metrics, {})
+
+    def log_results(self, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
+        """Log metrics and set tags, in one call."""
         import time
 
-        from mlflow.entities import Metric
+        from mlflow.entities import Metric, RunTag
 
         signals.check()
         now = int(time.time() * 1000)
-        self.client.log_batch(self.id, metrics=[Metric(key, float(value), now, 0) for key, value in metrics.items()])
+        entries = [Metric(key, float(value), now, 0) for key, value in metrics.items()]
+        self.client.log_batch(self.id, metrics=entries, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags."""
-        from mlflow.entities import RunTag
-
-        self.client.log_batch(self.id, tags=[RunTag(key, value) for key, value in tags.items()])
+        self.log_results({}, tags)
 
     def log_folder(self, folder: Path, name: str) -> None:
         """Upload a folder's files as artifacts below ``name``.
@@ -191,6 +218,23 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "item"):  # numpy's and PyTorch's scalars
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class MetricsOnly:
+    """In a run's place, where only the metrics of a step are wanted."""
+
+    def __init__(self) -> None:
+        self.metrics: dict[str, float] = {}
+
+    def log_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Keep them."""
+        self.metrics.update(metrics)
+
+    def log_table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
+        """Nothing."""
+
+    def log_folder(self, folder: Path, name: str) -> None:
+        """Nothing."""
 
 
 def discard(client: MlflowClient, run: MlflowRun) -> None:

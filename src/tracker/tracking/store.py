@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tracker.errors import TrackerError
+from tracker.tracking import sqlite
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -105,6 +106,7 @@ def connect(uri: str) -> MlflowClient:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # what it tells is raised as well
+    sqlite.quick_commits()
     try:
         mlflow.set_tracking_uri(uri)
         if file is None:
@@ -138,6 +140,7 @@ def _create(file: Path) -> None:
         client = MlflowClient(f"{SQLITE}{partial}")
         client.search_experiments(max_results=1)
         client._tracking_client.store._dispose_engine()
+        sqlite.write_ahead(partial)
         partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)

@@ -6,23 +6,35 @@ import os
 import subprocess
 import sys
 
+# Keeps the runs that have begun and not ended. "failed" means that the store could not be told: one more try, now.
+SCRIPT = """
+open=
+while read -r verb run; do
+    rest=
+    for other in $open; do [ "$other" = "$run" ] || rest="$rest $other"; done
+    open=$rest
+    case $verb in
+        begun) open="$open $run" ;;
+        failed) "$0" -m tracker.tracking.watchdog "$run" & ;;
+    esac
+done
+[ -z "$open" ] || exec "$0" -m tracker.tracking.watchdog $open
+"""
+
 
 class Watchdog:
-    """Waits in a shell (a few hundred KiB) for the end of this process.
+    """Waits in a shell (a few hundred KiB) for the end of this process, and then marks the runs that were open.
 
-    It reads a pipe that only this process can write to. A word on it means that all went well; its end without one
-    means that the process is gone, and then the shell starts Python to mark the run.
+    It reads a pipe that only this process can write to. The end of the pipe means that the process is gone, and then
+    the shell starts Python to mark the runs that have begun and not ended.
     """
 
-    def __init__(self, uri: str, run_id: str) -> None:
-        self.process: subprocess.Popen[bytes] | None = None
-        if os.name != "posix":
-            return
-        mark = 'read -r word || exec "$0" -m tracker.tracking.watchdog "$1"'
+    def __init__(self, uri: str) -> None:
+        """Start it, for the runs of this process in one store."""
         # The URI goes through the environment: a command line can be read by every user of the machine.
         environment = {**os.environ, "MLFLOW_TRACKING_URI": uri}
         self.process = subprocess.Popen(
-            ["/bin/sh", "-c", mark, sys.executable, run_id],
+            ["/bin/sh", "-c", SCRIPT, sys.executable],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -30,21 +42,35 @@ class Watchdog:
             start_new_session=True,
         )
 
-    def stop(self) -> None:
-        """The run has ended, and the store knows."""
-        if self.process is None or self.process.stdin is None:
-            return
+    def tell(self, verb: str, run_id: str) -> bool:
+        """Say what has become of a run: ``begun``, ``ended`` or ``failed``; whether it was heard."""
+        pipe = self.process.stdin
         try:
-            self.process.stdin.write(b"done\n")
-            self.process.stdin.close()
-        except OSError:
-            pass  # the shell is gone already
-        self.process.wait()
+            if pipe is not None:
+                pipe.write(f"{verb} {run_id}\n".encode())
+                pipe.flush()
+        except OSError:  # the shell is gone
+            return False
+        return True
 
-    def leave(self) -> None:
-        """The run has ended, and the store could not be told: the watchdog tries once more, by itself."""
-        if self.process is not None and self.process.stdin is not None:
-            self.process.stdin.close()
+
+def tell(uri: str, verb: str, run_id: str) -> None:
+    """Say to this process' watchdog what has become of a run; the first word starts it.
+
+    Args:
+        uri: of the tracking store.
+        verb: ``begun``, ``ended``, or ``failed`` where the store could not be told.
+        run_id: of the run.
+    """
+    if os.name != "posix":
+        return
+    key = (os.getpid(), uri)  # a process that was forked needs one of its own
+    if key not in running or not running[key].tell(verb, run_id):
+        running[key] = Watchdog(uri)
+        running[key].tell(verb, run_id)
+
+
+running: dict[tuple[int, str], Watchdog] = {}
 
 
 def mark_failed(uri: str, run_id: str) -> None:
@@ -63,4 +89,5 @@ def mark_failed(uri: str, run_id: str) -> None:
 
 
 if __name__ == "__main__":
-    mark_failed(os.environ["MLFLOW_TRACKING_URI"], sys.argv[1])
+    for run_id in sys.argv[1:]:
+        mark_failed(os.environ["MLFLOW_TRACKING_URI"], run_id)

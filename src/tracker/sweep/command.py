@@ -1,0 +1,105 @@
+"""``python -m tracker -m ... +sweep=NAME``: what the command does, from top to bottom."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from tracker.errors import TrackerError
+from tracker.sweep.finish import finish
+from tracker.sweep.parent import SweepRun
+from tracker.sweep.sweep import Sweep
+from tracker.sweep.worker import Worker, share_threads
+from tracker.tracking import store
+
+if TYPE_CHECKING:
+    from hydra.plugins.launcher import Launcher
+
+log = logging.getLogger("tracker")
+SWEEPER = "hydra_plugins.tracker_sweeper.sweeper.TrackerSweeper"
+BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+prepared: list[Sweep] = []  # for the worker in this process, so that it need not do everything again
+
+
+def run_sweep(config: DictConfig, launcher: Launcher) -> dict[str, Any]:
+    """Search: open the study, start workers, and log the best working point once all trials are done.
+
+    Args:
+        config: the multirun's, with its node ``hydra``.
+        launcher: starts the workers: in this process, in others, or on a cluster.
+
+    Raises:
+        TrackerError: it cannot work, or too many trials failed.
+    """
+    started = time.perf_counter()
+    store.prepare(store.tracking_uri())
+    folder = Path(config.hydra.sweep.dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(config, folder / "multirun.yaml")
+    with tempfile.TemporaryDirectory(prefix="sweep-", dir=folder) as scratch:
+        sweep = Sweep(config.hydra, Path(scratch), started)
+        here = config.hydra.launcher._target_ == BASIC
+        if here and sweep.settings.n_jobs > 1:
+            raise TrackerError(
+                f"hydra.sweeper.n_jobs={sweep.settings.n_jobs} needs a launcher that runs jobs side by side: add "
+                "+cluster=local (or slurm, ray)"
+            )
+        with SweepRun(sweep) as run:
+            reason = launch(sweep, launcher, here)
+            return finish(sweep, run, reason, Path(scratch))
+
+
+def launch(sweep: Sweep, launcher: Launcher, here: bool) -> str:
+    """Start workers until no trial is left, again where some of them were killed; why they ended early, if they did."""
+    before, number = -1, 0
+    while True:
+        ended = len(sweep.shared.finished())
+        if sweep.shared.all_done(sweep.most):
+            return ""
+        problems, reason = _launched(sweep, launcher, here, number)
+        number += sweep.settings.n_jobs
+        if reason or sweep.shared.all_done(sweep.most):
+            return reason
+        if problems and (isinstance(problems[0], TrackerError) or ended == before):
+            raise problems[0]
+        before = ended
+
+
+def _launched(sweep: Sweep, launcher: Launcher, here: bool, number: int) -> tuple[list[Exception], str]:
+    """One batch of workers: what went wrong with some, and why they ended early."""
+    if here:
+        prepared.append(sweep)
+    problems: list[Exception] = []
+    reason = ""
+    try:
+        for job in launcher.launch([list(sweep.fixed)] * sweep.settings.n_jobs, initial_job_idx=number):
+            try:
+                reason = reason or job.return_value
+            except Exception as error:
+                problems.append(error)
+    except TrackerError:
+        raise
+    except Exception as error:  # a job that was killed, as each launcher tells it
+        problems.append(error)
+    finally:
+        prepared.clear()
+    for problem in problems:
+        log.warning("a worker ended: %s", str(problem).splitlines()[0] if str(problem) else type(problem).__name__)
+    return problems, reason
+
+
+def is_worker(hydra: DictConfig) -> bool:
+    """Whether this job of a multirun is a sweep's worker."""
+    return bool(hydra.sweeper.get("_target_") == SWEEPER)
+
+
+def work(hydra: DictConfig, folder: Path, started: float) -> str:
+    """A worker's job, in whatever process the launcher put it."""
+    sweep = prepared[0] if prepared else Sweep(hydra, folder, started)
+    share_threads(sweep.settings.n_jobs, sweep.settings.threads)
+    return Worker(sweep).work()

@@ -1,0 +1,173 @@
+"""What a sweep leaves when its trials are done: the best working point, measured once more, tables and plots."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from omegaconf import OmegaConf
+
+from tracker.sweep.history import OUTCOME, RUN_ID, Past, read_outcome
+from tracker.sweep.settings import SIZE
+from tracker.sweep.worker import tags_of
+from tracker.tracking.summary import ui_command
+
+if TYPE_CHECKING:
+    from tracker.sweep.parent import SweepRun
+    from tracker.sweep.sweep import Sweep
+
+log = logging.getLogger("tracker")
+RESULT = "tracker:result"
+POINT = "working_point"
+
+
+def finish(sweep: Sweep, run: SweepRun, reason: str, folder: Path) -> dict[str, Any]:
+    """Log what the sweep found: once, by whichever of the commands that share the study comes first.
+
+    Args:
+        sweep: its trials are done.
+        run: the sweep's own.
+        reason: why it ended before that, if it did.
+        folder: for files on their way.
+
+    Returns:
+        The best working point's figures.
+    """
+    from tracker.sweep import plots
+
+    shared, history = sweep.shared, sweep.history
+    with shared.storage.locked(f"{shared.name} end"):
+        history.read(shared.trials())
+        best, ended = history.best(), len(history.past) + len(history.failed)
+        done = shared.study.user_attrs.get(RESULT, {})
+        if done.get("trials") != ended or done.get("run_id") != run.id:
+            mend_runs(sweep, run.id)
+            run.log_table(rows(sweep), "trials.json")
+            found = measured(sweep, run, best, folder) if best is not None else {}
+            run.log_metrics({"sweep/trials": ended, "sweep/failed": float(len(history.failed)), **figures(best, found)})
+            plots.log_plots(sweep, run, folder)
+            if reason:
+                run.set_tags({"tracker.ended": reason})
+            done = {"trials": ended, "run_id": run.id, "found": found}
+            shared.study.set_user_attr(RESULT, done)
+    show(sweep, run, best, done["found"], reason)
+    return {"run_id": run.id, "study": shared.name, "trials": ended, **done["found"]}
+
+
+def measured(sweep: Sweep, run: SweepRun, best: Past, folder: Path) -> dict[str, Any]:
+    """The best working point on the split that figures are reported on, its bitstream and its configuration."""
+    config, overrides = sweep.config(best.params), sweep.overrides(best.params)
+    point = folder / POINT
+    shutil.rmtree(point, ignore_errors=True)
+    point.mkdir()
+    write_point(config, overrides, point)
+    run.log_folder(point, POINT)
+    tags = {"mlflow.parentRunId": run.id, "tracker.study": sweep.shared.name, "tracker.trial": str(best.number)}
+    found = dict(sweep.trials.report(config, overrides, tags)) if sweep.settings.report else {}
+    if found.get("run_id"):
+        bitstream = Path(run.client.download_artifacts(found["run_id"], "bitstream", str(folder)))
+        run.log_folder(bitstream, "bitstream")
+        run.set_tags({"tracker.bitstream.sha256": found["sha256"], "tracker.best.run_id": found["run_id"]})
+    run.set_tags({"tracker.best.trial": str(best.number)})
+    return {key: value for key, value in found.items() if isinstance(value, str | int | float | bool)}
+
+
+def write_point(config: Mapping[str, Any], overrides: list[str], folder: Path) -> None:
+    """A configuration that ``python -m tracker --config-dir FOLDER --config-name working_point`` runs again."""
+    head = f"# python -m tracker --config-dir . --config-name {POINT}\n# as composed by: python -m tracker "
+    head += " ".join(f"'{word}'" if set(word) & set("[]{}*? ") else word for word in overrides)
+    text = yaml.safe_dump({"defaults": ["base", "_self_"]}) + OmegaConf.to_yaml(OmegaConf.create(dict(config)))
+    (folder / f"{POINT}.yaml").write_text(f"{head}\n{text}")
+    (folder / "overrides.txt").write_text("\n".join(overrides) + "\n")
+
+
+def figures(best: Past | None, found: Mapping[str, Any]) -> dict[str, float]:
+    """The best working point, as the search saw it and as the report does."""
+    metrics: dict[str, float] = {}
+    if best is not None:
+        metrics = {f"search/{name}": value for name, value in best.outcome.metrics.items() if "/" in name}
+    names = {"size": SIZE, "drop": "performance/drop"}
+    metrics |= {name: float(found[key]) for key, name in names.items() if key in found}
+    if "transparent" in found:
+        metrics["performance/transparent"] = float(found["transparent"])
+    return metrics
+
+
+def mend_runs(sweep: Sweep, parent: str) -> None:
+    """Give every trial's MLflow run the state that the study has, where its process was killed before it could."""
+    client = sweep.trials.client
+    told = {
+        trial.user_attrs[OUTCOME][RUN_ID]: trial
+        for trial in sweep.shared.study.get_trials(deepcopy=False)
+        if OUTCOME in trial.user_attrs and trial.state.is_finished() and trial.state.name != "FAIL"
+    }
+    for run in children(sweep, parent):
+        run_id, status = run.info.run_id, run.info.status
+        if run_id in told and status != "FINISHED":
+            for tag, value in tags_of(read_outcome(told[run_id])).items():
+                client.set_tag(run_id, tag, value)
+            if "tracker.error" in run.data.tags:
+                client.delete_tag(run_id, "tracker.error")
+            client.set_terminated(run_id, "FINISHED")
+        elif run_id not in told and status != "FAILED":
+            client.set_tag(run_id, "tracker.error", "killed: its process ended without a word")
+            client.set_terminated(run_id, "FAILED")
+
+
+def children(sweep: Sweep, parent: str) -> Iterator[Any]:
+    """The trials' MLflow runs, whatever process began them."""
+    token = None
+    while True:
+        wanted = f"tags.`mlflow.parentRunId` = '{parent}' AND tags.`tracker.kind` = 'trial'"
+        page = sweep.trials.client.search_runs([sweep.trials.experiment], wanted, max_results=1000, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def rows(sweep: Sweep) -> list[dict[str, Any]]:
+    """The study as a table, a row for each trial, those that were interrupted included."""
+    table = []
+    for trial in sweep.shared.study.get_trials(deepcopy=False):
+        outcome = trial.user_attrs.get(OUTCOME, {})
+        metrics = outcome.get("metrics", {})
+        past = sweep.history.past.get(trial.number)
+        seconds = trial.duration.total_seconds() if trial.duration else None
+        table.append(
+            {
+                "trial": trial.number,
+                "state": trial.state.name,
+                **{key: trial.params.get(key) for key in sweep.space},
+                **{name: metrics.get(name) for name in (*sweep.settings.directions, "performance/drop")},
+                "feasible": None if past is None else past.feasible,
+                "stopped": outcome.get("stopped") or trial.user_attrs.get("error"),
+                "seconds": seconds,
+                "bitstream sha256": outcome.get("sha256"),
+                "run": outcome.get(RUN_ID),
+            }
+        )
+    return table
+
+
+def show(sweep: Sweep, run: SweepRun, best: Past | None, found: Mapping[str, Any], reason: str) -> None:
+    """The lines at the end of a sweep."""
+    history = sweep.history
+    ended = len(history.past) + len(history.failed)
+    failed = f", {len(history.failed)} failed" if history.failed else ""
+    log.info("study %s: %d trials%s%s", sweep.shared.name, ended, failed, f" ({reason})" if reason else "")
+    if best is None:
+        log.warning("no trial kept the constraints; widen the space towards finer steps, or allow more")
+    else:
+        value = f"{best.value:,.0f} bytes" if sweep.objective == SIZE else f"{sweep.objective} {best.value:.6g}"
+        words = " ".join(sweep.overrides(best.params))
+        log.info("best: trial %d, %s: python -m tracker %s", best.number, value, words)
+        if "transparent" in found:
+            verdict = "transparent" if found["transparent"] else "NOT transparent"
+            log.info("on the report split: drop %.4g: %s", found["drop"], verdict)
+    log.info("run %s · %s", run.id, ui_command(sweep.trials.uri))
+    log.info("optuna-dashboard %s", sweep.shared.storage.shown)

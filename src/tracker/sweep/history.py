@@ -1,0 +1,123 @@
+"""What the finished trials of a study tell the next ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tracker.sweep.outcome import Outcome
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+OUTCOME, RUN_ID, ERROR, ORIGIN = "outcome", "run_id", "error", "origin"
+RECENT = 20  # trials whose times tell what the next one will take
+
+
+@dataclass(frozen=True)
+class Past:
+    """A finished trial that did not fail.
+
+    Attributes:
+        number: of the trial.
+        params: its values.
+        outcome: what it found.
+        value: of the first objective; None where it was not measured.
+        feasible: whether all constraints are kept; None where that was not measured.
+    """
+
+    number: int
+    params: Mapping[str, Any]
+    outcome: Outcome
+    value: float | None
+    feasible: bool | None
+
+
+class History:
+    """The finished trials, read once each."""
+
+    def __init__(self, objective: str, direction: str) -> None:
+        """Begin.
+
+        Args:
+            objective: the metric that decides which trial is the best.
+            direction: ``minimize`` or ``maximize``.
+        """
+        self.objective, self.sign = objective, 1 if direction == "minimize" else -1
+        self.past: dict[int, Past] = {}
+        self.failed: dict[int, str] = {}
+        self.by_params: dict[str, Past] = {}
+        self.by_content: dict[str, Outcome] = {}
+        self.times = {part: deque[float](maxlen=RECENT) for part in ("encode", "evaluate")}
+        self._best: Past | None = None
+
+    def read(self, trials: Iterable[FrozenTrial]) -> None:
+        """Take in what has ended since."""
+        from optuna.trial import TrialState
+
+        for trial in trials:
+            if trial.number in self.past or trial.number in self.failed or not trial.state.is_finished():
+                continue
+            if trial.state == TrialState.FAIL:
+                self.failed[trial.number] = str(trial.user_attrs.get(ERROR, "unknown"))
+                continue
+            outcome = read_outcome(trial)
+            constraints = trial.constraints.values()
+            feasible: bool | None = None
+            if any(value > 0 for value in constraints):
+                feasible = False
+            elif trial.state == TrialState.COMPLETE:
+                feasible = True
+            past = Past(trial.number, trial.params, outcome, outcome.metrics.get(self.objective), feasible)
+            self.past[trial.number] = past
+            if self._is_best(past):
+                self._best = past
+            for part, times in self.times.items():
+                if (seconds := outcome.metrics.get(f"time/{part}_s")) is not None:
+                    times.append(seconds)
+            self.by_params.setdefault(key_of(trial.params), past)
+            if outcome.content is not None and outcome.violation is not None:
+                self.by_content.setdefault(outcome.content, outcome)
+
+    def best(self) -> Past | None:
+        """The feasible trial with the best first objective; the first of equal ones."""
+        return self._best
+
+    def _is_best(self, past: Past) -> bool:
+        if not past.feasible or past.value is None:
+            return False
+        if self._best is None or self._best.value is None:
+            return True
+        ahead = self.sign * (past.value - self._best.value)
+        return ahead < 0 or (ahead == 0 and past.number < self._best.number)
+
+    def seconds(self) -> dict[str, float]:
+        """Medians of the times that encoding and evaluating took in recent trials."""
+        return {part: statistics.median(times) for part, times in self.times.items() if times}
+
+    def since_best(self) -> int:
+        """How many trials ended after the best one; all of them where there is none."""
+        best = self.best()
+        numbers = [*self.past, *self.failed]
+        return len(numbers) if best is None else sum(number > best.number for number in numbers)
+
+
+def key_of(params: Mapping[str, Any]) -> str:
+    """A text that is the same for equal values."""
+    return repr(sorted((key, value) for key, value in params.items()))
+
+
+def read_outcome(trial: FrozenTrial) -> Outcome:
+    """What a finished trial found."""
+    kept = dict(trial.user_attrs.get(OUTCOME, {}))
+    kept.pop(RUN_ID, None)
+    return Outcome(**kept)
+
+
+def stored(outcome: Outcome) -> dict[str, Any]:
+    """An outcome as it is kept with its trial: plain JSON."""
+    return dataclasses.asdict(outcome)

@@ -1,0 +1,59 @@
+"""The sweep's own MLflow run, whose children are the trials of whatever process or host."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from tracker.tracking.run import Run, flattened
+
+if TYPE_CHECKING:
+    from tracker.sweep.sweep import Sweep
+
+PARENT = "tracker:parent"
+
+
+class SweepRun(Run):
+    """A run of kind ``sweep``: made by the first who works on a study, found again by all others.
+
+    As any run it ends FAILED when the command that opened it is killed; the command that goes on with the study opens
+    it again.
+    """
+
+    def __init__(self, sweep: Sweep) -> None:
+        trials, self.shared = sweep.trials, sweep.shared
+        tags = {"tracker.study": self.shared.name, "tracker.storage": sweep.shared.storage.shown}
+        params = {**flattened(sweep.config(sweep.base)), **flattened(sweep.settings.model_dump(), "sweep.")}
+        for key, parameter in sweep.space.items():
+            params[key] = str(parameter.distribution)
+        name = f"sweep {self.shared.name}"[:250]
+        super().__init__(trials.client, trials.uri, trials.experiment, name, "sweep", tags, params)
+
+    def __enter__(self) -> SweepRun:
+        """Create the run, or open it again."""
+        with self.shared.storage.locked(self.shared.name):
+            found = self.shared.study.user_attrs.get(PARENT)
+            if found is None or not self._reopened(str(found)):
+                super().__enter__()
+                self.shared.study.set_user_attr(PARENT, self.id)
+        return self
+
+    def _reopened(self, run_id: str) -> bool:
+        """Take up the run of an earlier command; whether it is still there."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            info = self.client.get_run(run_id).info
+        except MlflowException:
+            return False
+        if info.lifecycle_stage == "deleted":
+            return False
+        self.resume(run_id)
+        return True
+
+
+def log_best(client: Any, run_id: str, best: float, step: int, name: str) -> None:
+    """The best first objective so far, as a metric with a step for each finished trial."""
+    from mlflow.entities import Metric
+
+    client.log_batch(run_id, metrics=[Metric(name, best, int(time.time() * 1000), step)])

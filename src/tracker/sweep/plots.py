@@ -1,0 +1,203 @@
+"""Plots of a study: interactive in one HTML page, and each as PNG."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tracker.sweep.settings import DROP, SIZE
+
+if TYPE_CHECKING:
+    from tracker.sweep.history import Past
+    from tracker.sweep.parent import SweepRun
+    from tracker.sweep.sweep import Sweep
+
+GOOD, BAD, UNKNOWN = "#2a7f3f", "#c0392b", "#9a9a9a"
+
+
+def log_plots(sweep: Sweep, run: SweepRun, folder: Path) -> None:
+    """Log history, parameter importances, contour, the rate over the drop with its front, and the rate over qp.
+
+    Args:
+        sweep: its trials are done.
+        run: to log to.
+        folder: for files on their way.
+    """
+    plots = folder / "plots"
+    plots.mkdir(exist_ok=True)
+    figures = []
+    for name, interactive, drawn in _optuna_plots(sweep):
+        figures.append((name, interactive))
+        drawn(plots / f"{name}.png")
+    for name, points in _own_plots(sweep):
+        figures.append((name, points.interactive()))
+        points.draw(plots / f"{name}.png")
+    if figures:
+        _write_page(plots / "sweep.html", sweep.shared.name, figures)
+        run.log_folder(plots, "plots")
+
+
+def _optuna_plots(sweep: Sweep) -> list[tuple[str, Any, Callable[[Path], None]]]:
+    """Optuna's own plots that this study has enough trials for."""
+    import optuna.visualization as plotly
+    import optuna.visualization.matplotlib as matplotlib
+    from matplotlib import pyplot
+
+    study = sweep.shared.study
+    complete = [past for past in sweep.history.past.values() if past.feasible is not None and past.value is not None]
+    if len(complete) < 2:
+        return []
+    first: Callable[[Any], float] = lambda trial: trial.values[0]  # noqa: E731
+    several = {"target": first, "target_name": sweep.objective} if len(sweep.settings.objectives) > 1 else {}
+    wanted = [("history", "plot_optimization_history"), ("importances", "plot_param_importances")]
+    if sum(len({past.params.get(key) for past in complete}) > 1 for key in sweep.space) > 1:
+        wanted.append(("contour", "plot_contour"))
+    found = []
+    for name, function in wanted:
+        try:
+            with warnings.catch_warnings(), pyplot.style.context("default"):  # Optuna sets a style for good
+                warnings.simplefilter("ignore")
+                interactive = getattr(plotly, function)(study, **several)
+                axes = getattr(matplotlib, function)(study, **several)
+        except (ValueError, RuntimeError):  # too few trials, or all of them alike
+            continue
+        found.append((name, interactive, _saver(axes)))
+    return found
+
+
+def _saver(axes: Any) -> Callable[[Path], None]:
+    def save(path: Path) -> None:
+        import matplotlib.pyplot
+
+        first = axes.flat[0] if hasattr(axes, "flat") else axes
+        figure = first.figure
+        figure.set_size_inches(*(max(now, 8.0) for now in figure.get_size_inches()))
+        figure.savefig(path, dpi=100, bbox_inches="tight")
+        matplotlib.pyplot.close(figure)
+
+    return save
+
+
+class _Points:
+    """A scatter of trials, in three colours: within all bounds, beyond one, not measured that far."""
+
+    def __init__(self, title: str, x: str, y: str, points: list[tuple[Past, float, float]]) -> None:
+        self.title, self.x, self.y, self.points = title, x, y, points
+        self.line: list[tuple[float, float]] = []
+        self.limit: float | None = None
+        self.shown: tuple[float, float] | None = None
+
+    def groups(self) -> list[tuple[str, str, list[tuple[Past, float, float]]]]:
+        """Label, colour and points of each group that there is."""
+        words = {True: ("within the bounds", GOOD), False: ("beyond", BAD), None: ("stopped early", UNKNOWN)}
+        return [
+            (label, colour, chosen)
+            for which, (label, colour) in words.items()
+            if (chosen := [point for point in self.points if point[0].feasible is which])
+        ]
+
+    def interactive(self) -> Any:
+        """With Plotly; a point tells its trial and its values."""
+        import plotly.graph_objects as go
+
+        figure = go.Figure(layout={"title": self.title, "xaxis_title": self.x, "yaxis_title": self.y})
+        for label, colour, chosen in self.groups():
+            texts = [f"trial {past.number}<br>" + _values(past) for past, _, _ in chosen]
+            figure.add_scatter(
+                x=[x for _, x, _ in chosen],
+                y=[y for _, _, y in chosen],
+                mode="markers",
+                name=label,
+                text=texts,
+                marker_color=colour,
+            )
+        if self.line:
+            figure.add_scatter(x=[x for x, _ in self.line], y=[y for _, y in self.line], mode="lines", name="front")
+        if self.limit is not None:
+            figure.add_hline(y=self.limit, line_dash="dash", annotation_text="tolerance")
+        if self.shown is not None:
+            figure.update_yaxes(range=self.shown)
+        return figure
+
+    def draw(self, path: Path) -> None:
+        """With matplotlib."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(8, 5), layout="constrained", dpi=110)
+        axes = figure.subplots()
+        for label, colour, chosen in self.groups():
+            axes.plot([x for _, x, _ in chosen], [y for _, _, y in chosen], "o", color=colour, label=label, alpha=0.8)
+        if self.line:
+            axes.plot([x for x, _ in self.line], [y for _, y in self.line], "-", color="#3b76af", label="front")
+        if self.limit is not None:
+            axes.axhline(self.limit, color="black", linestyle="--", linewidth=1, label="tolerance")
+        axes.set(title=self.title, xlabel=self.x, ylabel=self.y)
+        if self.shown is not None:
+            axes.set_ylim(*self.shown)
+            higher = sum(y > self.shown[1] for _, _, y in self.points)
+            if higher:
+                axes.set_title(f"{self.title} ({higher} trials above the frame)")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+        figure.savefig(path)
+
+
+def _own_plots(sweep: Sweep) -> list[tuple[str, _Points]]:
+    """The drop over the rate, and the rate over the parameter that it falls with."""
+    past = list(sweep.history.past.values())
+    rate = "size/rate_percent"
+    both = [
+        (one, one.outcome.metrics[rate], _drop(one))
+        for one in past
+        if rate in one.outcome.metrics and _drop(one) is not None
+    ]
+    plots = []
+    if both:
+        pareto = _Points("performance over rate", "rate in percent", "drop (lower is better)", both)
+        pareto.line = front([(x, y) for one, x, y in both if DROP in one.outcome.metrics])
+        pareto.limit = tolerance = float(sweep.config(sweep.base)["task"]["tolerance"])
+        drops = [y for _, _, y in both]
+        # Trials far beyond the tolerance would squeeze all others into one line.
+        pareto.shown = (min(drops) - tolerance, max(min(max(drops), 10 * tolerance), min(drops)) + tolerance)
+        plots.append(("pareto_front", pareto))
+    key = sweep.settings.rate_falls_with or ""
+    along = [
+        (one, one.params[key], one.outcome.metrics[rate])
+        for one in past
+        if key in one.params and rate in one.outcome.metrics
+    ]
+    if along:
+        plots.append(("rate_over_qp", _Points(f"rate over {key}", key, "rate in percent", along)))
+    return plots
+
+
+def _drop(past: Past) -> Any:
+    return past.outcome.metrics.get(DROP, past.outcome.metrics.get("performance/drop_so_far"))
+
+
+def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that no other one beats in both coordinates (less is better), from left to right."""
+    found: list[tuple[float, float]] = []
+    for x, y in sorted(points):
+        if not found or y < found[-1][1]:
+            found.append((x, y))
+    return found
+
+
+def _values(past: Past) -> str:
+    shown = {**past.params, SIZE: past.outcome.metrics.get(SIZE)}
+    return "<br>".join(f"{key}: {value}" for key, value in shown.items())
+
+
+def _write_page(path: Path, title: str, figures: list[tuple[str, Any]]) -> None:
+    """One page with all plots, and Plotly's script in it once, so that it opens without a network."""
+    parts = [
+        figure.to_html(full_html=False, include_plotlyjs=index == 0, default_height="480px")
+        for index, (_, figure) in enumerate(figures)
+    ]
+    path.write_text(
+        f"<!doctype html><html><head><meta charset='utf-8'><title>{title}</title></head>"
+        f"<body style='font-family: sans-serif'><h3>{title}</h3>{''.join(parts)}</body></html>"
+    )

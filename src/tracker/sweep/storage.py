@@ -1,0 +1,163 @@
+"""Where studies are kept: Optuna's storages by URL, and a lock that all who share one wait for."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tracker.errors import TrackerError
+from tracker.tracking import sqlite
+from tracker.tracking.store import SQLITE, database_file, without_password, without_secrets
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage, RDBStorage
+
+JOURNAL, GRPC = "journal://", "grpc://"
+SECONDS_TO_CONNECT = 15
+SECONDS_FOR_SQLITE = 120  # a process waits so long for the others' writes
+DRIVERS = {"postgresql": "psycopg[binary]", "mysql": "pymysql"}
+KINDS = "sqlite:///FILE, postgresql://..., mysql://..., journal://FILE or grpc://HOST:PORT"
+
+
+def default_url(tracking_uri: str) -> str:
+    """A SQLite file beside the MLflow store; below ``mlruns/`` where that is a server."""
+    file = database_file(tracking_uri)
+    folder = file.parent if file is not None else Path("mlruns").absolute()
+    return f"{SQLITE}{folder / 'optuna.db'}"
+
+
+class Storage:
+    """An open storage.
+
+    Attributes:
+        url: as it was given.
+        backend: Optuna's.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Open it; a new one is set up, by one process at a time.
+
+        Raises:
+            TrackerError: it cannot be reached, its driver is not installed, or it is of no kind that Optuna knows.
+        """
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        self.url = url
+        if not url.startswith((SQLITE, JOURNAL, GRPC, *(f"{name}" for name in DRIVERS))):
+            raise TrackerError(f"hydra.sweeper.storage={without_secrets(url)} is no storage; give {KINDS}")
+        try:
+            file = self._file()
+            if file is not None:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with self.locked("setup"):
+                    self.backend = self._open()
+            else:
+                self.backend = self._open()
+                self.backend.get_all_studies()
+        except TrackerError:
+            raise
+        except ModuleNotFoundError as error:
+            package = next((package for name, package in DRIVERS.items() if url.startswith(name)), error.name)
+            raise TrackerError(
+                f"hydra.sweeper.storage={without_secrets(url)} needs {error.name}; pip install '{package}'"
+            ) from error
+        except Exception as error:  # every database has its own exceptions
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise TrackerError(
+                f"hydra.sweeper.storage={without_secrets(url)} cannot be reached "
+                f"({without_password(reason, url)[:200]}); start it, or give another: {KINDS}"
+            ) from error
+
+    def _open(self) -> BaseStorage:
+        if self.url.startswith(JOURNAL):
+            from optuna.storages import JournalStorage
+            from optuna.storages.journal import JournalFileBackend
+
+            return JournalStorage(JournalFileBackend(self.url.removeprefix(JOURNAL)))
+        if self.url.startswith(GRPC):
+            return self._proxy()
+        from optuna.storages import RDBStorage
+        from optuna.storages._cached_storage import _CachedStorage
+
+        options: dict[str, Any] = {"connect_args": {"timeout": SECONDS_FOR_SQLITE}}
+        if not self.url.startswith(SQLITE):
+            options = {"connect_args": {"connect_timeout": SECONDS_TO_CONNECT}, "pool_pre_ping": True}
+        file = database_file(self.url)
+        if file is not None:
+            sqlite.write_ahead(file)
+            sqlite.quick_commits()
+        self.database: RDBStorage = RDBStorage(self.url, engine_kwargs=options)
+        return _CachedStorage(self.database)
+
+    def _proxy(self) -> BaseStorage:
+        import grpc
+        from optuna.storages import GrpcStorageProxy
+
+        host, _, port = self.url.removeprefix(GRPC).rstrip("/").rpartition(":")
+        if not host or not port.isdigit():
+            raise TrackerError(f"hydra.sweeper.storage={self.url} is not complete; write grpc://HOST:PORT")
+        with grpc.insecure_channel(f"{host}:{port}") as channel:
+            try:
+                grpc.channel_ready_future(channel).result(timeout=SECONDS_TO_CONNECT)
+            except grpc.FutureTimeoutError as error:
+                raise TrackerError(
+                    f"hydra.sweeper.storage={self.url} does not answer; start it by "
+                    "optuna.storages.run_grpc_proxy_server"
+                ) from error
+        return GrpcStorageProxy(host=host, port=int(port))
+
+    def _file(self) -> Path | None:
+        if self.url.startswith(JOURNAL):
+            return Path(self.url.removeprefix(JOURNAL)).absolute()
+        return database_file(self.url)
+
+    @property
+    def shown(self) -> str:
+        """The URL as it may be shown."""
+        return without_secrets(self.url)
+
+    @property
+    def locks(self) -> bool:
+        """Whether `locked` keeps others out."""
+        return not self.url.startswith(GRPC)
+
+    @contextlib.contextmanager
+    def locked(self, what: str) -> Iterator[None]:
+        """Hold a lock of that name, which all who use this storage share; it ends with the process.
+
+        A file beside a file, an advisory lock of a database server. A gRPC proxy has none, so that workers which join
+        through one may at the end begin a few trials more than were asked for.
+        """
+        file = self._file()
+        if file is not None:
+            from filelock import FileLock
+
+            with FileLock(file.with_name(f"{file.name}.{zlib.crc32(what.encode()):08x}.lock")):
+                yield
+        elif self.url.startswith(tuple(DRIVERS)):
+            with self._advisory_lock(zlib.crc32(what.encode())):
+                yield
+        else:
+            yield
+
+    @contextlib.contextmanager
+    def _advisory_lock(self, key: int) -> Iterator[None]:
+        """PostgreSQL 13.3.5 Advisory Locks; MySQL 14.14 Locking Functions."""
+        from sqlalchemy import text
+
+        take, give = ("SELECT pg_advisory_lock(:key)", "SELECT pg_advisory_unlock(:key)")
+        if self.url.startswith("mysql"):
+            take = "SELECT GET_LOCK(CONCAT('tracker', :key), -1)"
+            give = "SELECT RELEASE_LOCK(CONCAT('tracker', :key))"
+        with self.database.engine.connect() as connection:
+            connection.execute(text(take), {"key": key})
+            try:
+                yield
+            finally:
+                connection.execute(text(give), {"key": key})

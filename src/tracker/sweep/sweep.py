@@ -1,0 +1,150 @@
+"""A sweep, set up and checked: everything that a process needs to work on its study."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from tracker.component import locate
+from tracker.errors import TrackerError
+from tracker.scenarios.job import Job, read_job
+from tracker.sweep.composing import Composer, overrides_of
+from tracker.sweep.history import History
+from tracker.sweep.outcome import Trials
+from tracker.sweep.plain import PlainTrials
+from tracker.sweep.planner import Planner, contains
+from tracker.sweep.settings import SweepSettings, read_sweep
+from tracker.sweep.space import active, in_order, read_space, settled, values_of
+from tracker.sweep.storage import Storage, default_url
+from tracker.sweep.study import SharedStudy
+from tracker.tracking.run import flattened
+
+NOT_SIGNED = ("tracking", "device")  # sections that change nothing in what a trial finds
+
+
+class Sweep:
+    """What a study searches, and how a trial of it is composed and measured.
+
+    Everything that can be refused is refused in `__init__`, before the study is opened.
+    """
+
+    def __init__(self, hydra: DictConfig, folder: Path, started: float) -> None:
+        """Read, compose, prepare the anchor, open the study.
+
+        Args:
+            hydra: the node ``hydra`` of the multirun, or of one of its jobs.
+            folder: for files on their way.
+            started: reading of `time.perf_counter` when the work began.
+
+        Raises:
+            TrackerError: something in it cannot work.
+        """
+        node: Any = OmegaConf.to_container(hydra.sweeper, resolve=True)
+        self.settings: SweepSettings = read_sweep(node)
+        self.composer = Composer(hydra)
+        self.sampler = self.settings.built_sampler()
+        space, self.fixed = read_space(self.settings.params, list(hydra.overrides.task), self.composer.loader)
+        first = [f"{one.key}={values_of(one.distribution, 2)[0]}" for one in space.values() if one.group]
+        self.space = settled(space, lambda key: self.composer.value([*self.fixed, *first], key))
+        if not self.space:
+            raise TrackerError(
+                "there is nothing to search: add +sweep=NAME, or vary a key, as 'codec.nnc.qp=range(-40,-8)'"
+            )
+        self.base = self._base_point()
+        config = self.config(self.base)
+        job = read_job(config, self.fixed, folder, started)
+        self.trials = self._trials(job)
+        self._check(config)
+        self.planner = Planner(self.settings, self.space, self.base, self.sampler, job.task.tolerance)
+        self.most = min(self.settings.n_trials, len(self.planner.plan or range(self.settings.n_trials)))
+        self.history = History(self.objective, self.settings.directions[self.objective])
+        self.began = time.monotonic()
+        self.shared = self._study(config, job)
+
+    @property
+    def objective(self) -> str:
+        """The first objective's metric."""
+        return next(iter(self.settings.directions))
+
+    @property
+    def single(self) -> bool:
+        """Whether the only objective is to minimise one metric."""
+        return list(self.settings.directions.values()) == ["minimize"]
+
+    def config(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The composed configuration of a trial with these values."""
+        return self.composer.config(self.fixed, values, self.space)
+
+    def overrides(self, values: Mapping[str, Any]) -> list[str]:
+        """The words of the command line that compose it."""
+        return overrides_of(self.fixed, values, self.space)
+
+    def _base_point(self) -> dict[str, Any]:
+        """The configuration's own value of each parameter, or one in its range."""
+        groups = {key: values_of(one.distribution, 2)[0] for key, one in self.space.items() if one.group}
+        words = [f"{self.space[key].key}={value}" for key, value in groups.items()]
+        point: dict[str, Any] = {}
+        for key, parameter in in_order(self.space):
+            if not active(parameter, point):
+                continue
+            own = groups.get(key, self.composer.value([*self.fixed, *words], key))
+            point[key] = own if contains(parameter, own) else values_of(parameter.distribution, 3)[0]
+        return point
+
+    def _trials(self, job: Job) -> Trials:
+        """The scenario's own class for trials, or its function as it is."""
+        path = job.settings.scenario.get("trials")
+        made = locate(str(path), "scenario.trials")(job) if path else PlainTrials(job)
+        if not isinstance(made, Trials):
+            raise TrackerError(f"scenario.trials={path} is not a tracker.sweep.Trials")
+        return made
+
+    def _check(self, config: Mapping[str, Any]) -> None:
+        for key, parameter in self.space.items():
+            if not self.trials.varies(key):
+                raise TrackerError(f"{key} cannot be varied in a sweep of this scenario: its trials would not compare")
+            if parameter.when is None and not parameter.group:
+                ends = values_of(parameter.distribution, 2)
+                for end in (ends[0], ends[-1]):
+                    self.trials.check(self.config({**self.base, key: end}))
+        known = self.trials.metrics(config)
+        if known is None:
+            return
+        for bound in self.settings.bounds:
+            if bound.name not in known:
+                raise TrackerError(
+                    f"hydra.sweeper.constraints: no trial logs the metric {bound.name}; there are "
+                    f"{', '.join(sorted(known))}"
+                )
+        for name in self.settings.directions:
+            if name not in known:
+                raise TrackerError(
+                    f"hydra.sweeper.objectives: no trial logs the metric {name}; there are {', '.join(sorted(known))}"
+                )
+
+    def _study(self, config: Mapping[str, Any], job: Job) -> SharedStudy:
+        from optuna.distributions import distribution_to_json
+
+        rest = {key: value for key, value in config.items() if key not in (*self.trials.covered, *NOT_SIGNED)}
+        signature = {
+            "parameters": {
+                key: json.loads(distribution_to_json(one.distribution)) | ({"when": str(one.when)} if one.when else {})
+                for key, one in self.space.items()
+            },
+            "objectives": self.settings.directions,
+            "constraints": [*self.settings.constraints, *(["transparent"] if self.settings.transparent else [])],
+            **self.trials.signature,
+            "configuration": {key: value for key, value in flattened(rest).items() if key not in self.space},
+        }
+        digest = hashlib.sha256(json.dumps(signature, sort_keys=True, default=str).encode()).hexdigest()[:8]
+        scenario = str(job.settings.scenario["_target_"]).split(".")[-2]
+        what = "-".join(job.codec.stages) if job.codec and "codec" not in self.space else scenario
+        name = self.settings.study_name or f"{self.trials.title}-{what}-{digest}"
+        storage = Storage(self.settings.storage or default_url(self.trials.uri))
+        return SharedStudy(storage, name, list(self.settings.directions.values()), signature)

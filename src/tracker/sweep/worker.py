@@ -1,0 +1,264 @@
+"""A worker: takes a trial of the study, measures it, tells what it found, until none is left."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from tracker import signals
+from tracker.errors import TrackerError
+from tracker.sweep.alive import Heart
+from tracker.sweep.conditions import excess
+from tracker.sweep.history import ERROR, OUTCOME, RUN_ID, key_of, stored
+from tracker.sweep.outcome import Limits, Outcome
+from tracker.sweep.parent import PARENT, log_best
+from tracker.sweep.settings import DROP, SIZE
+from tracker.sweep.space import suggest
+from tracker.sweep.sweep import Sweep
+
+if TYPE_CHECKING:
+    from optuna import Trial
+    from optuna.samplers import BaseSampler
+    from optuna.trial import FrozenTrial
+
+log = logging.getLogger("tracker")
+FAILURES_BEFORE_STOPPING = 3
+
+
+class _Enough(Exception):
+    """No further trial is begun."""
+
+
+class Worker:
+    """One process of a sweep."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self.sweep, self.settings, self.shared = sweep, sweep.settings, sweep.shared
+        self.history, self.trials = sweep.history, sweep.trials
+        self.told = -1
+        self.parent = str(self.shared.study.user_attrs[PARENT])
+
+    def work(self) -> str:
+        """Run trials until none is left.
+
+        Returns:
+            Why it ended, for people; empty where all trials are done.
+
+        Raises:
+            TrackerError: more trials failed than are allowed.
+        """
+        while True:
+            try:
+                trial = self.shared.claim(self.sweep.most, self._decided, self._sampler)
+            except _Enough as reason:
+                return str(reason)
+            if trial is not None:
+                self._run(trial)
+            elif self.shared.all_done(self.sweep.most):
+                return ""
+            else:
+                signals.check()
+                self.shared.await_change()
+
+    def _decided(self, trials: list[FrozenTrial]) -> dict[str, Any] | None:
+        """Whether another trial is begun at all, and what is tried next whatever the sampler thinks."""
+        self.history.read(trials)
+        self._log_best()
+        self._check_failures()
+        if reason := self._enough():
+            raise _Enough(reason)
+        return self.sweep.planner.propose(trials, self.history)
+
+    def _log_best(self) -> None:
+        """The best so far, as a metric of the parent with a step for each finished trial."""
+        ended, best = len(self.history.past) + len(self.history.failed), self.history.best()
+        if best is None or best.value is None or ended == self.told:
+            return
+        self.told = ended
+        name = "sweep/best_bytes" if self.sweep.objective == SIZE else f"sweep/best_{self.sweep.objective}"
+        log_best(self.trials.client, self.parent, best.value, ended, name)
+
+    def _sampler(self, place: int) -> BaseSampler:
+        from optuna.exceptions import ExperimentalWarning
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return self.sweep.sampler.build(self.settings.seed, place, self.sweep.space)
+
+    def _enough(self) -> str:
+        """Why no further trial is begun; empty where one is."""
+        timeout, patience = self.settings.timeout, self.settings.patience
+        if timeout is not None and time.monotonic() - self.sweep.began > timeout:
+            return f"hydra.sweeper.timeout: {timeout:g} s are over"
+        if patience is not None and self.history.since_best() >= patience:
+            return f"hydra.sweeper.patience: no better one in {patience} trials"
+        return ""
+
+    def _check_failures(self) -> None:
+        failed, ended = self.history.failed, len(self.history.failed) + len(self.history.past)
+        if len(failed) >= min(FAILURES_BEFORE_STOPPING, self.sweep.most) and (
+            len(failed) > self.settings.max_failure_rate * ended
+        ):
+            raise TrackerError(
+                f"{len(failed)} of {ended} trials failed, more than hydra.sweeper.max_failure_rate="
+                f"{self.settings.max_failure_rate:g} allows; the last: {failed[max(failed)]}"
+            )
+
+    def _run(self, trial: Trial) -> None:
+        """One trial, whatever becomes of it."""
+        number = trial.number
+        try:
+            with Heart(self.shared.study._storage, trial._trial_id):
+                values = suggest(trial, self.sweep.space)
+                outcome = self._logged(trial, values)
+        except Exception as error:
+            signals.check()
+            self._failed(trial, error)
+        except BaseException as error:
+            self.shared.interrupt(number, f"interrupted: {type(error).__name__}")
+            raise
+        else:
+            self._show(trial, values, outcome)
+
+    def _logged(self, trial: Trial, values: Mapping[str, Any]) -> Outcome:
+        """A trial with its MLflow run: measured, logged, told."""
+        config, overrides = self.sweep.config(values), self.sweep.overrides(values)
+        study, number = self.shared.name, str(trial.number)
+        tags = {"mlflow.parentRunId": self.parent, "tracker.study": study, "tracker.trial": number}
+        with self.trials.start(config, overrides, f"trial {trial.number}", tags) as run:
+            outcome = self._measured(values, config)
+            run.log_results(outcome.metrics, tags_of(outcome))
+            # The study first: were this process killed in between, the run would be mended by what the study has.
+            self._tell(trial, outcome, run.id)
+        return outcome
+
+    def _measured(self, values: Mapping[str, Any], config: Mapping[str, Any]) -> Outcome:
+        """What the trial finds; from an earlier trial, where one tells already."""
+        same = self.history.by_params.get(key_of(values))
+        if same is not None:
+            return Outcome(**{**stored(same.outcome), "stopped": f"the same as trial {same.number}"})
+        limits = self._limits()
+        if limits.size is not None:
+            coarser = self.sweep.planner.coarser(values, self.history, limits.size)
+            if coarser is not None:
+                return Outcome(stopped=f"finer than trial {coarser.number}, which is no smaller than the best")
+        return self.trials.measure(config, limits)
+
+    def _limits(self) -> Limits:
+        """What need not be measured: nothing is left out where several objectives are wanted of every trial."""
+        if not self.sweep.single:
+            return Limits(evaluated=self.history.by_content.get)
+        best = self.history.best()
+        everything = self.sweep.sampler.models_feasibility
+        only_size = self.sweep.objective == SIZE and best is not None and not everything
+        return Limits(
+            size=best.value if only_size and best is not None else None,
+            confidence=self.settings.confidence if self.settings.transparent else None,
+            bounds=tuple(self.settings.bounds),
+            evaluated=self.history.by_content.get,
+            seconds=self.history.seconds(),
+        )
+
+    def _tell(self, trial: Trial, outcome: Outcome, run_id: str) -> None:
+        """Constraints and values, as far as they were measured."""
+        from optuna.trial import TrialState
+
+        trial.set_user_attr(OUTCOME, {**stored(outcome), RUN_ID: run_id})
+        known, broken = self._constrain(trial, outcome)
+        complete = broken or known
+        if broken and not self.sweep.sampler.knows_constraints:
+            complete = False
+        values = [outcome.metrics.get(name) for name in self.settings.directions]
+        measured = [value for value in values if value is not None]
+        study = self.shared.study
+        if complete and len(measured) == len(values):
+            study.tell(trial, measured, skip_if_finished=True)
+            return
+        if len(values) == 1 and measured:
+            trial.report(measured[0], 0)
+        study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
+
+    def _constrain(self, trial: Trial, outcome: Outcome) -> tuple[bool, bool]:
+        """Set the constraints that were measured; whether these are all, and whether one is broken."""
+        missing, broken = False, False
+        if self.settings.transparent:
+            if outcome.violation is None:
+                if not outcome.stopped:
+                    raise TrackerError(
+                        f"the trial has no {DROP}, so nobody can tell whether it is transparent; return it, or set "
+                        "hydra.sweeper.transparent=false"
+                    )
+                missing = True
+            else:
+                trial.set_constraint(DROP, outcome.violation)
+                broken = outcome.violation > 0
+        for bound in self.settings.bounds:
+            value = outcome.metrics.get(bound.name)
+            if value is None:
+                if not outcome.stopped:
+                    raise TrackerError(f"hydra.sweeper.constraints: the trial has no metric {bound.name}")
+                missing = True
+            else:
+                trial.set_constraint(str(bound), excess(bound, value))
+                broken = broken or excess(bound, value) > 0
+        return not missing, broken
+
+    def _failed(self, trial: Trial, error: Exception) -> None:
+        """A trial that raised: recorded with its error."""
+        from optuna.trial import TrialState
+
+        from tracker.__main__ import message_of
+
+        reason = message_of(error)
+        trial.set_user_attr(ERROR, reason)
+        self.shared.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+        log.warning("trial %d failed: %s", trial.number, reason)
+
+    def _show(self, trial: Trial, values: Mapping[str, Any], outcome: Outcome) -> None:
+        """One line for a trial."""
+        words = " ".join(f"{key.removeprefix('codec.')}={_short(value)}" for key, value in values.items())
+        metrics = outcome.metrics
+        found = []
+        if SIZE in metrics:
+            rate = f", {metrics['size/rate_percent']:.2f} %" if "size/rate_percent" in metrics else ""
+            found.append(f"{metrics[SIZE]:,.0f} bytes{rate}")
+        if DROP in metrics:
+            found.append(f"drop {metrics[DROP]:.4g}")
+        if outcome.stopped:
+            found.append(f"({outcome.stopped})")
+        if not found:
+            found = [f"{name} {metrics[name]:.6g}" for name in self.settings.directions if name in metrics]
+        log.info("trial %d: %s: %s", trial.number, words, " ".join(found))
+
+
+def tags_of(outcome: Outcome) -> dict[str, str]:
+    """A trial's tags, from what it found."""
+    tags = {}
+    if outcome.sha256:
+        tags["tracker.bitstream.sha256"] = outcome.sha256
+    if outcome.violation is not None:
+        tags["tracker.transparent"] = str(outcome.violation <= 0).lower()
+    if outcome.stopped:
+        tags["tracker.stopped"] = outcome.stopped
+    return tags
+
+
+def share_threads(workers: int, threads: int | None) -> None:
+    """Leave each worker of a machine its share of the CPU, so that parallel trials do not fight for it.
+
+    Args:
+        workers: on this machine.
+        threads: of each; None: as many as there are, shared out.
+    """
+    import torch
+
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(threads or max(1, available // workers))
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
