@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -800,3 +801,17 @@ def test_chains_with_several_coders_are_refused(chain: dict, message: str) -> No
 
 def test_an_empty_chain_is_none() -> None:
     assert build_codec({}) is None
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dq": False}, {"opt_qp": True}, {"sparsity": 0.5}])
+def test_the_preview_of_nnc_is_what_its_decoder_gives(options: dict[str, Any], tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensors = {"a_G.weight": torch.randn(12, 6, 3, 3, generator=generator), "b": torch.randn(7, generator=generator)}
+    coder = Nnc(qp=-20, **options)
+    preview = coder.preview(tensors, None, None)
+    coder.encode(tensors, tmp_path, None, None)
+    decoded = coder.decode(tmp_path)
+    assert preview is not None
+    assert sorted(preview) == sorted(decoded)
+    for name, tensor in decoded.items():
+        assert torch.equal(preview[name], tensor)

@@ -47,6 +47,12 @@ def test_wheel_works_in_an_empty_environment(tmp_path: Path) -> None:
     assert decoded.returncode == 0, decoded.stderr
     assert (folder / "out.safetensors").stat().st_size > 200_000
 
+    # Hydra finds the sweeper, and the sweeper its search spaces.
+    swept = command([python, "-m", "tracker", "-m", "+codec=nnc", "+sweep=nnc", "hydra.sweeper.n_trials=2"], folder)
+    assert swept.returncode == 0, swept.stderr
+    (sweep,) = runs(folder, "sweep")
+    assert sweep.data.metrics["sweep/trials"] == 2
+
     # The extras are not there: one line says what to install.
     missing = command([python, "-m", "tracker", "anchor=timm", "data=digits", "anchor.model=resnet18"], folder)
     assert missing.returncode == 1

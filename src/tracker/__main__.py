@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException, HydraException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
@@ -46,7 +46,6 @@ def job(config: DictConfig) -> Any:
         store.prepare(store.tracking_uri())
         from tracker.component import locate
         from tracker.scenarios.job import read_job
-
         from tracker.sweep import command
 
         if command.is_worker(hydra_config):
@@ -79,12 +78,12 @@ def _message_of(error: BaseException) -> str:
     if isinstance(error, ConfigCompositionException) and isinstance(
         error.__cause__, ConfigKeyError | ConfigAttributeError
     ):
-        # Hydra's own advice, to append with a plus sign, would only be refused one step later.
-        return (
-            f"{error.__cause__.full_key} is not an option here; look at `python -m tracker --cfg job` for those that "
-            "are (a codec's are there with +codec=NAME; where +codec itself is swept over, ++KEY=VALUE sets it; one "
-            "that your class has and your config does not: +KEY=VALUE)"
+        return _unknown_key(str(error.__cause__.full_key))
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        there = (
+            f"there are {', '.join(sorted(error.options))}" if error.options else "`python -m tracker --help` lists all"
         )
+        return f"there is no {error.missing_cfg_file}; {there}"
     if isinstance(error, ValueError) and str(error).startswith("Only one of --"):  # Hydra's check of its own flags
         return f"{error}: leave out all of them but one"
     if isinstance(error, HydraException | OmegaConfBaseException):
@@ -98,6 +97,17 @@ def _message_of(error: BaseException) -> str:
     if "No space left" in text or "disk is full" in text:  # as safetensors and SQLite tell it
         return f"{text}; make space and run again"
     return f"unexpected {type(error).__name__}: {text} (set HYDRA_FULL_ERROR=1 for the traceback, and please report it)"
+
+
+def _unknown_key(key: str) -> str:
+    """Hydra's own advice, to append with a plus sign, would only be refused one step later."""
+    stage = key.split(".")[1] if key.count(".") == 1 and key.startswith("codec.") else None
+    first = f"add +codec={stage}, or +codec=[...,{stage},...] in a chain; " if stage else ""
+    return (
+        f"{key} is not an option here; {first}look at `python -m tracker --cfg job` for those that are (a codec's are "
+        "there with +codec=NAME; where +codec itself is swept over, ++KEY=VALUE sets it; one that your class has and "
+        "your config does not: +KEY=VALUE)"
+    )
 
 
 def report(error: BaseException) -> int:

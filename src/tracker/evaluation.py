@@ -140,7 +140,8 @@ def evaluate_until(
 
     with torch.inference_mode():
         for batch in _moved(batches, device, label):
-            if enough(task.evaluate(recorded, [batch]).scores):
+            scores = task.evaluate(recorded, [batch]).scores
+            if scores is not None and enough(scores):
                 return None
         # The metrics over all samples, from what the model gave for each batch.
         again = iter(outputs)

@@ -7,7 +7,8 @@ IEEE Transactions on Circuits and Systems for Video Technology 32(5).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -132,41 +133,29 @@ class Nnc(Coder):
         """
         from tracker.codecs import nnc_fold, nnc_units
 
-        floats = {name for name, tensor in tensors.items() if tensor.is_floating_point()}
-        if unknown := sorted(set(self.qp_per_tensor) - floats):
-            kind = "integers already" if unknown[0] in tensors else "no tensor of the model"
-            raise TrackerError(f"codec.nnc.qp_per_tensor names {unknown[0]!r}, which is {kind}")
-        arrays = {
-            escape(name): (tensor.float() if name in floats else tensor.int()).contiguous().numpy()
-            for name, tensor in tensors.items()
-        }
-        quantised = {escape(name) for name in floats}
-        if self.sparsity:
-            arrays |= self._sparse({name: array for name, array in arrays.items() if name in quantised})
-        pairs = nnc_fold.foldable(model, floats) if self.bnf else []
+        arrays, quantised = self._arrays(tensors)
+        pairs = nnc_fold.foldable(model, {unescape(name) for name in quantised}) if self.bnf else []
         blocks = nnc_fold.blocks(pairs, arrays, escape) if pairs else None
-        for name, array in arrays.items():
-            if name not in quantised:
-                continue
-            self._check_range(name, array)
-            if self.scan_order and array.ndim > 1 and array.size in (len(array), array[0].size):
-                raise TrackerError(
-                    f"scan_order={self.scan_order} does not work in nncodec for tensors of one row or column, such as "
-                    f"{unescape(name)}; use codec.nnc.scan_order=0"
-                )
-        try:
-            options = self._options()
-            if self.opt_qp:
-                weights = {name: array for name, array in arrays.items() if name in quantised}
-                options["qp_per_tensor"] = nnc_units.optimised_qp(weights, options)
+        with told_by_nncodec():
+            options = self._options(arrays, quantised)
             coded, sizes, clipped = nnc_units.encode_units(arrays, blocks, options)
-        except (Exception, SystemExit) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise TrackerError(f"nncodec cannot code this model with these options ({reason[:200]})") from error
         (folder / FILE).write_bytes(coded)
         if pairs:
             nnc_fold.write(pairs, folder)
         return self._records(arrays, sizes, {**(options["qp_per_tensor"] or {}), **clipped}, blocks)
+
+    def preview(self, tensors: Mapping[str, Tensor], model: Any, context: Context) -> Mapping[str, Tensor] | None:
+        """The quantised values, without entropy coding; None where NNCodec's own differ from what its decoder gives."""
+        import torch
+
+        from tracker.codecs import nnc_units
+
+        if self.bnf or self.bitdepth is not None:
+            return None
+        arrays, quantised = self._arrays(tensors)
+        with told_by_nncodec():
+            values = nnc_units.quantise_units(arrays, self._options(arrays, quantised))
+        return {unescape(name): torch.from_numpy(values[name]).float() for name in quantised}
 
     def decode(self, folder: Path) -> dict[str, Tensor]:
         """The tensors, float32, as NNCodec's own decoder gives them."""
@@ -183,9 +172,39 @@ class Nnc(Coder):
             tensors[unescape(name)] = tensor.float() if tensor.is_floating_point() else tensor
         return nnc_fold.unfold(tensors, folder)
 
-    def _options(self) -> dict[str, Any]:
+    def _arrays(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, np.ndarray], set[str]]:
+        """The tensors as NNCodec takes them, by escaped name, and the names of those that it quantises.
+
+        Raises:
+            TrackerError: they cannot be coded with these options.
+        """
+        floats = {name for name, tensor in tensors.items() if tensor.is_floating_point()}
+        if unknown := sorted(set(self.qp_per_tensor) - floats):
+            kind = "integers already" if unknown[0] in tensors else "no tensor of the model"
+            raise TrackerError(f"codec.nnc.qp_per_tensor names {unknown[0]!r}, which is {kind}")
+        arrays = {
+            escape(name): (tensor.float() if name in floats else tensor.int()).contiguous().numpy()
+            for name, tensor in tensors.items()
+        }
+        quantised = {escape(name) for name in floats}
+        if self.sparsity:
+            arrays |= self._sparse({name: array for name, array in arrays.items() if name in quantised})
+        for name, array in arrays.items():
+            if name not in quantised:
+                continue
+            self._check_range(name, array)
+            if self.scan_order and array.ndim > 1 and array.size in (len(array), array[0].size):
+                raise TrackerError(
+                    f"scan_order={self.scan_order} does not work in nncodec for tensors of one row or column, such as "
+                    f"{unescape(name)}; use codec.nnc.scan_order=0"
+                )
+        return arrays, quantised
+
+    def _options(self, arrays: Mapping[str, np.ndarray], quantised: set[str]) -> dict[str, Any]:
         """Keyword arguments of ``nncodec.nnc.compress``."""
-        return {
+        from tracker.codecs import nnc_units
+
+        options = {
             "qp": self.qp,
             "qp_density": self.qp_density,
             "nonweight_qp": self.nonweight_qp,
@@ -199,6 +218,10 @@ class Nnc(Coder):
             "row_skipping": self.row_skipping,
             "int_quant_bw": self.bitdepth or False,
         }
+        if self.opt_qp:
+            weights = {name: array for name, array in arrays.items() if name in quantised}
+            options["qp_per_tensor"] = nnc_units.optimised_qp(weights, options)
+        return options
 
     def _sparse(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """NNCodec's magnitude pruning, unstructured and then structured."""
@@ -239,6 +262,16 @@ class Nnc(Coder):
             step = step_size(qp, self.qp_density) if plain and not (folded and array.ndim == 1) else None
             records.append(TensorRecord(unescape(name), step, sizes.get(name), comparable=not folded))
         return records
+
+
+@contextlib.contextmanager
+def told_by_nncodec() -> Iterator[None]:
+    """Whatever nncodec raises, SystemExit among it, as one line."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise TrackerError(f"nncodec cannot code this model with these options ({reason[:200]})") from error
 
 
 def step_size(qp: int, density: int) -> float:

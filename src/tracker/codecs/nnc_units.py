@@ -44,12 +44,26 @@ def encode_units(
     clipped: dict[str, int] = {}
     for name, members in tqdm(groups(arrays, blocks).items(), desc="encode", unit="tensor", disable=None, leave=False):
         own = {member: arrays[member] for member in members}
-        units = split(_compress(own, numbers, blocks if len(members) > 1 else None, options, clipped))
+        units = split(bytes(_compress(own, numbers, blocks if len(members) > 1 else None, options, clipped)))
         head = head or b"".join(unit for kind, unit in units if kind != NDU)
         data = b"".join(unit for kind, unit in units if kind == NDU)
         coded.append(data)
         sizes[name] = len(data)
     return head + b"".join(coded), sizes, clipped
+
+
+def quantise_units(arrays: Mapping[str, np.ndarray], options: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """What `decode_units` gives for the bitstream of a model, without making it; no folded BatchNorm.
+
+    Args:
+        arrays: float32 or int32, by name.
+        options: keyword arguments of ``nncodec.nnc.compress``.
+    """
+    numbers = {name: number for number, name in enumerate(arrays)}
+    found: dict[str, np.ndarray] = {}
+    for name in tqdm(arrays, desc="quantise", unit="tensor", disable=None, leave=False):
+        found.update(_compress({name: arrays[name]}, numbers, None, {**options, "quantize_only": True}, {}))
+    return found
 
 
 def decode_units(bitstream: bytes) -> dict[str, np.ndarray]:
@@ -130,7 +144,8 @@ def _compress(
     blocks: Mapping[str, Any] | None,
     options: Mapping[str, Any],
     clipped: dict[str, int],
-) -> bytes:
+) -> Any:
+    """What ``nncodec.nnc.compress`` gives for some tensors of a model: bytes, or values where it only quantises."""
     from nncodec import nnc
     from nncodec.nnc_core.nnr_model import NNRModel
 
@@ -139,17 +154,15 @@ def _compress(
     block = blocks and {part: {name: table[name] for name in own} for part, table in blocks.items()}
     with quiet() as printed:
         # bitstream_path=None, because nncodec otherwise writes into the current folder.
-        coded = bytes(
-            nnc.compress(
-                own,
-                model=model,
-                bitstream_path=None,
-                return_bitstream=True,
-                bnf=block is not None,
-                block_id_and_param_type=block,
-                verbose=False,
-                **options,
-            )
+        coded = nnc.compress(
+            own,
+            model=model,
+            bitstream_path=None,
+            return_bitstream=True,
+            bnf=block is not None,
+            block_id_and_param_type=block,
+            verbose=False,
+            **options,
         )
     clipped.update((name, int(qp)) for name, qp in CLIPPED.findall(printed.getvalue()))
     return coded

@@ -63,9 +63,10 @@ def decide(job: Job, anchor: Evaluation, decoded: Evaluation, shown: bool = True
     confidence = wanted.confidence or SHOWN_CONFIDENCE
     drop = task.drop(anchor.metrics[task.primary], decoded.metrics[task.primary])
     interval = None
-    pairs = 0 if anchor.scores is None or decoded.scores is None else len(anchor.scores)
-    if pairs > 1 and pairs == len(decoded.scores) and (shown or wanted.confidence is not None):
-        interval = drop_interval(task, anchor.scores, decoded.scores, confidence, wanted.resamples, job.settings.seed)
+    before, after = anchor.scores, decoded.scores
+    asked = shown or wanted.confidence is not None
+    if asked and before is not None and after is not None and len(before) == len(after) > 1:
+        interval = drop_interval(task, before, after, confidence, wanted.resamples, job.settings.seed)
     bound = max(drop, interval[1]) if wanted.confidence is not None and interval is not None else drop
     # A NaN compares as false, so a model that gives NaN is never transparent. The allowance is for the rounding of
     # a difference such as 0.81 - 0.805, which is not exactly 0.005.

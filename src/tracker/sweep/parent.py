@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tracker.tracking.run import Run, flattened
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+    from tracker.sweep.history import History
     from tracker.sweep.sweep import Sweep
 
 PARENT = "tracker:parent"
+SECONDS_BETWEEN_WORDS = 1.0
 
 
 class SweepRun(Run):
@@ -52,8 +57,31 @@ class SweepRun(Run):
         return True
 
 
-def log_best(client: Any, run_id: str, best: float, step: int, name: str) -> None:
-    """The best first objective so far, as a metric with a step for each finished trial."""
-    from mlflow.entities import Metric
+class BestSoFar:
+    """The best first objective so far, as a metric of the sweep's run with a step for each finished trial.
 
-    client.log_batch(run_id, metrics=[Metric(name, best, int(time.time() * 1000), step)])
+    It is sent once a second at most, so that it does not cost every trial a call of its own.
+    """
+
+    def __init__(self, client: MlflowClient, run_id: str, name: str) -> None:
+        self.client, self.run_id, self.name = client, run_id, name
+        self.waiting: list[Metric] = []
+        self.step, self.sent = -1, time.monotonic()
+
+    def note(self, history: History) -> None:
+        """Take down where the sweep stands."""
+        from mlflow.entities import Metric
+
+        ended, best = len(history.past) + len(history.failed), history.best()
+        if best is None or best.value is None or ended == self.step:
+            return
+        self.step = ended
+        self.waiting.append(Metric(self.name, best.value, int(time.time() * 1000), ended))
+        if time.monotonic() - self.sent > SECONDS_BETWEEN_WORDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what was taken down."""
+        if self.waiting:
+            self.client.log_batch(self.run_id, metrics=self.waiting)
+        self.waiting, self.sent = [], time.monotonic()

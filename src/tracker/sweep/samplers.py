@@ -1,6 +1,6 @@
 """Optuna's samplers by name, each with its options.
 
-A sampler is built anew for every trial, from a seed and the trial's place in the study: what it proposes depends on the
+A sampler is seeded anew for every trial, by a seed and the trial's place in the study: what it proposes depends on the
 finished trials alone, so that a sweep that was interrupted goes on as if it had not been, and workers that join a study
 do not all propose the same.
 """
@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from tracker.component import Component
 from tracker.errors import TrackerError
@@ -66,17 +66,22 @@ class Tpe(Sampler):
     n_ei_candidates: int = Field(default=24, ge=1)
     multivariate: bool = True
 
+    _kept: Any = PrivateAttr(default=None)
+
     def build(self, seed: int, place: int, space: Space) -> BaseSampler:
-        """See `Sampler.build`."""
+        """See `Sampler.build`; one object for all trials, as a new one would look through all of them anew."""
         from optuna.samplers import TPESampler
 
-        return TPESampler(
-            n_startup_trials=self.n_startup_trials,
-            n_ei_candidates=self.n_ei_candidates,
-            multivariate=self.multivariate,
-            group=self.multivariate and any(parameter.when for parameter in space.values()),
-            seed=self.at(seed, place),
-        )
+        if self._kept is None:
+            self._kept = TPESampler(
+                n_startup_trials=self.n_startup_trials,
+                n_ei_candidates=self.n_ei_candidates,
+                multivariate=self.multivariate,
+                group=self.multivariate and any(parameter.when for parameter in space.values()),
+            )
+        for random in (self._kept._rng, self._kept._random_sampler._rng):
+            random.rng.seed(self.at(seed, place))
+        return self._kept
 
 
 class Gp(Sampler):

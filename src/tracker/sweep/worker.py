@@ -15,7 +15,7 @@ from tracker.sweep.alive import Heart
 from tracker.sweep.conditions import excess
 from tracker.sweep.history import ERROR, OUTCOME, RUN_ID, key_of, stored
 from tracker.sweep.outcome import Limits, Outcome
-from tracker.sweep.parent import PARENT, log_best
+from tracker.sweep.parent import PARENT, BestSoFar
 from tracker.sweep.settings import DROP, SIZE
 from tracker.sweep.space import suggest
 from tracker.sweep.sweep import Sweep
@@ -39,8 +39,9 @@ class Worker:
     def __init__(self, sweep: Sweep) -> None:
         self.sweep, self.settings, self.shared = sweep, sweep.settings, sweep.shared
         self.history, self.trials = sweep.history, sweep.trials
-        self.told = -1
         self.parent = str(self.shared.study.user_attrs[PARENT])
+        name = "sweep/best_bytes" if sweep.objective == SIZE else f"sweep/best_{sweep.objective}"
+        self.best = BestSoFar(self.trials.client, self.parent, name)
 
     def work(self) -> str:
         """Run trials until none is left.
@@ -51,6 +52,12 @@ class Worker:
         Raises:
             TrackerError: more trials failed than are allowed.
         """
+        try:
+            return self._work()
+        finally:
+            self.best.flush()
+
+    def _work(self) -> str:
         while True:
             try:
                 trial = self.shared.claim(self.sweep.most, self._decided, self._sampler)
@@ -67,20 +74,11 @@ class Worker:
     def _decided(self, trials: list[FrozenTrial]) -> dict[str, Any] | None:
         """Whether another trial is begun at all, and what is tried next whatever the sampler thinks."""
         self.history.read(trials)
-        self._log_best()
+        self.best.note(self.history)
         self._check_failures()
         if reason := self._enough():
             raise _Enough(reason)
         return self.sweep.planner.propose(trials, self.history)
-
-    def _log_best(self) -> None:
-        """The best so far, as a metric of the parent with a step for each finished trial."""
-        ended, best = len(self.history.past) + len(self.history.failed), self.history.best()
-        if best is None or best.value is None or ended == self.told:
-            return
-        self.told = ended
-        name = "sweep/best_bytes" if self.sweep.objective == SIZE else f"sweep/best_{self.sweep.objective}"
-        log_best(self.trials.client, self.parent, best.value, ended, name)
 
     def _sampler(self, place: int) -> BaseSampler:
         from optuna.exceptions import ExperimentalWarning
