@@ -7,11 +7,19 @@ few commits, but never the database. It needs memory that all writers share, so 
 
 from __future__ import annotations
 
+import atexit
+import os
 import sqlite3
+import weakref
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine
 
 LOCAL = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "overlay", "tmpfs", "f2fs", "apfs", "hfs", "ntfs"})
+
+engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
 def write_ahead(file: Path) -> None:
@@ -32,6 +40,8 @@ def quick_commits() -> None:
 
     if not event.contains(Engine, "connect", _on_connect):
         event.listen(Engine, "connect", _on_connect)
+        event.listen(Engine, "engine_connect", lambda connection: engines.add(connection.engine))
+        atexit.register(_close, os.getpid())
 
 
 def _on_connect(connection: Any, record: Any) -> None:
@@ -39,6 +49,14 @@ def _on_connect(connection: Any, record: Any) -> None:
         (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
         if mode == "wal":
             connection.execute("PRAGMA synchronous=NORMAL")
+
+
+def _close(process: int) -> None:
+    """The last one to close a database brings its log into it, and leaves one file."""
+    if process == os.getpid():  # and not in a process that was forked from it
+        for engine in list(engines):
+            if engine.dialect.name == "sqlite":
+                engine.dispose()
 
 
 def is_local(file: Path) -> bool:
