@@ -29,7 +29,8 @@ from tracker.codecs.chain import Codec, build_codec
 from tracker.codecs.external import External
 from tracker.codecs.floats import Bf16, Fp16, Zstd
 from tracker.codecs.integers import Int4, Int8
-from tracker.codecs.nnc import Nnc, escape, step_size, unescape
+from tracker.codecs.nnc import Nnc, escape, unescape
+from tracker.codecs.nnc_steps import step_size
 from tracker.codecs.nnc_units import NDU, split
 from tracker.errors import TrackerError
 from tracker.frameworks.pytorch import FRAMEWORK as PYTORCH
@@ -815,3 +816,45 @@ def test_the_preview_of_nnc_is_what_its_decoder_gives(options: dict[str, Any], t
     assert sorted(preview) == sorted(decoded)
     for name, tensor in decoded.items():
         assert torch.equal(preview[name], tensor)
+
+
+@pytest.mark.parametrize(
+    ("qp", "density", "whole", "finer"), [(-26.5, 2, -53, 3), (-26.25, 2, -105, 4), (-13.5, 1, -27, 2)]
+)
+def test_a_qp_between_two_steps_is_one_of_a_finer_density(
+    qp: float, density: int, whole: int, finer: int, tmp_path: Path
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensors = {"w": torch.randn(12, 6, 3, 3, generator=generator), "b": torch.randn(7, generator=generator)}
+    coder = Nnc(qp=qp, qp_density=density, nonweight_qp=-20)
+    records = coder.encode(tensors, tmp_path, None, None)
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    options = {
+        **DEFAULT,
+        "qp": whole,
+        "qp_density": finer,
+        "nonweight_qp": -20 * 2 ** (finer - density),
+        "use_dq": True,
+    }
+    direct = nncodec.compress(arrays, bitstream_path=None, return_bitstream=True, **options)
+    assert (tmp_path / "model.nnc").read_bytes() == bytes(direct)
+    assert records[0].step_size == get_stepsize_from_qp(whole, finer)
+    assert records[1].step_size == get_stepsize_from_qp(-20, density)
+
+
+def test_a_qp_between_the_finest_steps_is_refused() -> None:
+    with pytest.raises(ValidationError, match="multiple of 1/4"):
+        Nnc(qp=-26.1)
+    assert Nnc(qp=-26.0).qp == -26 and isinstance(Nnc(qp=-26.0).qp, int)
+    with pytest.raises(ValidationError, match="qp_late"):
+        Nnc(qp=-10, qp_late=200)
+
+
+def test_slopes_change_the_qp_of_the_first_and_the_last_weights(tmp_path: Path) -> None:
+    tensors = {f"w{index}": torch.randn(8, 8) for index in range(5)} | {"b": torch.randn(8)}
+    coder = Nnc(qp=-20, qp_early=-4, qp_late=2, nonweight_qp=-40)
+    steps = [record.step_size for record in coder.encode(tensors, tmp_path, None, None)]
+    wanted = [step_size(qp, 2) for qp in (-24, -22, -20, -19, -18, -40)]
+    assert steps == wanted
+    own = Nnc(qp=-20, qp_early=-4, qp_per_tensor={"w0": -30})
+    assert own.encode(tensors, tmp_path, None, None)[0].step_size == step_size(-30, 2)

@@ -46,10 +46,11 @@ def job(config: DictConfig) -> Any:
         store.prepare(store.tracking_uri())
         from tracker.component import locate
         from tracker.scenarios.job import read_job
-        from tracker.sweep import command
 
-        if command.is_worker(hydra_config):
-            return command.work(hydra_config, Path(hydra_config.runtime.output_dir), started)
+        if str(hydra_config.sweeper.get("_target_")).startswith("hydra_plugins.tracker_sweeper."):
+            from tracker.sweep.command import work  # this job is a sweep's worker
+
+            return work(hydra_config, Path(hydra_config.runtime.output_dir), started)
         plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         folder = Path(hydra_config.runtime.output_dir)
         prepared = read_job(plain, list(hydra_config.overrides.task), folder, started)

@@ -7,13 +7,13 @@ IEEE Transactions on Circuits and Systems for Video Technology 32(5).
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from tracker.codecs import nnc_steps
 from tracker.codecs.base import Coder, Context, TensorRecord
 from tracker.errors import TrackerError
 
@@ -43,7 +43,9 @@ class Nnc(Coder):
     shows_progress: ClassVar[bool] = True
     codes_integers: ClassVar[bool] = True
 
-    qp: int = Field(default=-32, description="quantisation parameter of weights, -2^(5+d) to 2^(5+d)-1")
+    qp: int | float = Field(default=-32, description="quantisation parameter of weights, -2^(5+d) to 2^(5+d)-1")
+    qp_early: float = Field(default=0.0, description="added to the qp of the first weight, ever less up to the middle")
+    qp_late: float = Field(default=0.0, description="added to the qp of the last weight, ever less down to the middle")
     qp_density: int = Field(default=2, ge=0, le=4, description="d: 2^d steps of qp halve or double the step size")
     nonweight_qp: int | None = Field(default=-75, description="the same for other tensors; null: qp - 2^(d+1)")
     qp_per_tensor: dict[str, int] = Field(default={}, description="qp by tensor name, before the two above")
@@ -69,6 +71,11 @@ class Nnc(Coder):
     ioq: bool = False
     fine_tune: bool = False
     tca: bool = False
+
+    @field_validator("qp", mode="after")
+    @classmethod
+    def _whole_is_int(cls, value: float) -> float:
+        return int(value) if value == int(value) else value
 
     @field_validator("qp_per_tensor", mode="before")
     @classmethod
@@ -99,6 +106,12 @@ class Nnc(Coder):
                     f"{name}={qp}{implied} is out of range: with qp_density={self.qp_density}{mode} it is {lowest} to "
                     f"{limit - 1}"
                 )
+        for name, value in (("qp_early", self.qp + self.qp_early), ("qp_late", self.qp + self.qp_late)):
+            if not lowest <= value < limit:
+                raise ValueError(f"{name}: qp + {name} = {value:g} is out of range, {lowest} to {limit - 1}")
+        nnc_steps.resolve(self.qp_density, self.qp, None, {}, (0.0, 0.0), [])  # refuses what lies between two steps
+        if (self.qp_early or self.qp_late) and (self.opt_qp or self.bitdepth is not None):
+            raise ValueError("qp_early and qp_late set all step sizes: leave out opt_qp and bitdepth")
         if self.nonweight_qp == 0:
             raise ValueError("nonweight_qp=0 means 'not set' to nncodec; take -1 or 1, or null for qp - 2^(d+1)")
         if self.bitdepth is not None and (self.qp_per_tensor or self.opt_qp):
@@ -110,7 +123,7 @@ class Nnc(Coder):
         return self
 
     @property
-    def nonweight(self) -> int:
+    def nonweight(self) -> float:
         """The qp of tensors other than weights."""
         return self.qp - 2 ** (self.qp_density + 1) if self.nonweight_qp is None else self.nonweight_qp
 
@@ -136,13 +149,19 @@ class Nnc(Coder):
         arrays, quantised = self._arrays(tensors)
         pairs = nnc_fold.foldable(model, {unescape(name) for name in quantised}) if self.bnf else []
         blocks = nnc_fold.blocks(pairs, arrays, escape) if pairs else None
-        with told_by_nncodec():
+        with nnc_units.told_in_one_line():
             options = self._options(arrays, quantised)
             coded, sizes, clipped = nnc_units.encode_units(arrays, blocks, options)
         (folder / FILE).write_bytes(coded)
         if pairs:
             nnc_fold.write(pairs, folder)
-        return self._records(arrays, sizes, {**(options["qp_per_tensor"] or {}), **clipped}, blocks)
+        steps = nnc_steps.Steps(
+            options["qp_density"],
+            options["qp"],
+            options["nonweight_qp"],
+            {**(options["qp_per_tensor"] or {}), **clipped},
+        )
+        return self._records(arrays, sizes, steps, blocks)
 
     def preview(self, tensors: Mapping[str, Tensor], model: Any, context: Context) -> Mapping[str, Tensor] | None:
         """The quantised values, without entropy coding; None where NNCodec's own differ from what its decoder gives."""
@@ -153,7 +172,7 @@ class Nnc(Coder):
         if self.bnf or self.bitdepth is not None:
             return None
         arrays, quantised = self._arrays(tensors)
-        with told_by_nncodec():
+        with nnc_units.told_in_one_line():
             values = nnc_units.quantise_units(arrays, self._options(arrays, quantised))
         return {unescape(name): torch.from_numpy(values[name]).float() for name in quantised}
 
@@ -204,11 +223,12 @@ class Nnc(Coder):
         """Keyword arguments of ``nncodec.nnc.compress``."""
         from tracker.codecs import nnc_units
 
-        options = {
-            "qp": self.qp,
-            "qp_density": self.qp_density,
-            "nonweight_qp": self.nonweight_qp,
-            "qp_per_tensor": {escape(name): qp for name, qp in self.qp_per_tensor.items()} or None,
+        steps = self._steps([name for name, array in arrays.items() if array.ndim > 1 and name in quantised])
+        options: dict[str, Any] = {
+            "qp": steps.qp,
+            "qp_density": steps.density,
+            "nonweight_qp": steps.nonweight,
+            "qp_per_tensor": steps.per_tensor or None,
             "use_dq": self.use_dq,
             "codebook_mode": 2 if self.approx_method == "codebook" else 0,
             "scan_order": self.scan_order,
@@ -223,6 +243,12 @@ class Nnc(Coder):
             options["qp_per_tensor"] = nnc_units.optimised_qp(weights, options)
         return options
 
+    def _steps(self, weights: Sequence[str]) -> nnc_steps.Steps:
+        """The qps, by escaped name."""
+        own = {escape(name): qp for name, qp in self.qp_per_tensor.items()}
+        slopes = (self.qp_early, self.qp_late)
+        return nnc_steps.resolve(self.qp_density, self.qp, self.nonweight_qp, own, slopes, weights)
+
     def _sparse(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """NNCodec's magnitude pruning, unstructured and then structured."""
         import numpy as np
@@ -230,9 +256,10 @@ class Nnc(Coder):
 
         from tracker.codecs.nnc_units import quiet
 
+        steps = self._steps([])
         with quiet():
             arrays = sparsification.apply_unstruct_spars_v2(
-                self.qp, arrays, target_sparsity=self.sparsity, qp_density=np.int32(self.qp_density)
+                steps.qp, arrays, target_sparsity=self.sparsity, qp_density=np.int32(steps.density)
             )
             if self.struct_spars_factor:
                 arrays = sparsification.apply_struct_spars_v2(arrays, gain=self.struct_spars_factor)
@@ -240,7 +267,7 @@ class Nnc(Coder):
 
     def _check_range(self, name: str, array: np.ndarray) -> None:
         """Refuse values that even the largest step size cannot bring into 32 bits: nncodec would code garbage."""
-        largest = step_size(2 ** (5 + self.qp_density) - 1, self.qp_density) * 2.0**30
+        largest = nnc_steps.step_size(2 ** (5 + self.qp_density) - 1, self.qp_density) * 2.0**30
         if max(float(array.max()), -float(array.min())) > largest:
             raise TrackerError(f"the tensor {unescape(name)} has values beyond {largest:.2g}, the range of NNC")
 
@@ -248,7 +275,7 @@ class Nnc(Coder):
         self,
         arrays: Mapping[str, np.ndarray],
         sizes: Mapping[str, int],
-        qps: Mapping[str, int],
+        steps: nnc_steps.Steps,
         blocks: Mapping[str, Any] | None,
     ) -> list[TensorRecord]:
         """Step size and size of each tensor; a block's size is told with its weight."""
@@ -257,27 +284,11 @@ class Nnc(Coder):
         records = []
         for name, array in arrays.items():
             plain = uniform and array.dtype.kind == "f"
-            qp = qps.get(name, self.qp if array.ndim > 1 else self.nonweight)
+            qp = steps.of(name, array.ndim > 1)
             folded = block_of.get(name) is not None
-            step = step_size(qp, self.qp_density) if plain and not (folded and array.ndim == 1) else None
+            step = nnc_steps.step_size(qp, steps.density) if plain and not (folded and array.ndim == 1) else None
             records.append(TensorRecord(unescape(name), step, sizes.get(name), comparable=not folded))
         return records
-
-
-@contextlib.contextmanager
-def told_by_nncodec() -> Iterator[None]:
-    """Whatever nncodec raises, SystemExit among it, as one line."""
-    try:
-        yield
-    except (Exception, SystemExit) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise TrackerError(f"nncodec cannot code this model with these options ({reason[:200]})") from error
-
-
-def step_size(qp: int, density: int) -> float:
-    """NNC's step size: delta = (2^d + qp mod 2^d) * 2^(floor(qp / 2^d) - d)."""
-    k = 1 << density
-    return (k + qp % k) * 2.0 ** (qp // k - density)
 
 
 def escape(name: str) -> str:

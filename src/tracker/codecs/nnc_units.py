@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from tracker.errors import TrackerError
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -166,6 +168,16 @@ def _compress(
         )
     clipped.update((name, int(qp)) for name, qp in CLIPPED.findall(printed.getvalue()))
     return coded
+
+
+@contextlib.contextmanager
+def told_in_one_line() -> Iterator[None]:
+    """Whatever nncodec raises, SystemExit among it, as one line."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise TrackerError(f"nncodec cannot code this model with these options ({reason[:200]})") from error
 
 
 @contextlib.contextmanager

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from hydra.plugins.launcher import Launcher
 
 log = logging.getLogger("tracker")
-SWEEPER = "hydra_plugins.tracker_sweeper.sweeper.TrackerSweeper"
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 prepared: list[Sweep] = []  # for the worker in this process, so that it need not do everything again
 
@@ -91,11 +90,6 @@ def _launched(sweep: Sweep, launcher: Launcher, here: bool, number: int) -> tupl
     for problem in problems:
         log.warning("a worker ended: %s", str(problem).splitlines()[0] if str(problem) else type(problem).__name__)
     return problems, reason
-
-
-def is_worker(hydra: DictConfig) -> bool:
-    """Whether this job of a multirun is a sweep's worker."""
-    return bool(hydra.sweeper.get("_target_") == SWEEPER)
 
 
 def work(hydra: DictConfig, folder: Path, started: float) -> str:

@@ -107,8 +107,13 @@ class History:
 
 
 def key_of(params: Mapping[str, Any]) -> str:
-    """A text that is the same for equal values."""
-    return repr(sorted((key, value) for key, value in params.items()))
+    """A text that is the same for equal values; numbers that differ by rounding only are equal."""
+    return repr(sorted((key, _text(value)) for key, value in params.items()))
+
+
+def _text(value: Any) -> str:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return f"{value:.12g}" if number else repr(value)
 
 
 def read_outcome(trial: FrozenTrial) -> Outcome:

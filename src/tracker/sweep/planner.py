@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 HOPELESS = 3.0  # tolerances beyond the tolerance
 MANY = 4  # values left between the last good one and the first hopeless ones
+MOST_ALONG = 40  # values that the search along a parameter looks at, of as many as there may be
 FIRST_STEPS = 8  # the search begins with steps of an eighth of the range
 
 
@@ -85,7 +86,8 @@ class Planner:
         if self.along is None:
             return None
         start = self._start(history)
-        values = values_of(self.space[self.along].distribution, 33)
+        values = values_of(self.space[self.along].distribution, MOST_ALONG)
+        values = values[:: math.ceil(len(values) / MOST_ALONG)]  # the sampler has all of them
         points = [{**start, self.along: value} for value in values]
         state: dict[int, str] = {}
         for index, key in enumerate(map(key_of, points)):
@@ -95,7 +97,8 @@ class Planner:
             elif key in begun:
                 state[index] = "running"
         step = max(1, len(values) // FIRST_STEPS)
-        following = next_index(state, len(values), values.index(start[self.along]), step)
+        nearest = min(range(len(values)), key=lambda index: abs(values[index] - start[str(self.along)]))
+        following = next_index(state, len(values), nearest, step)
         return None if following is None else points[following]
 
     def _start(self, history: History) -> Mapping[str, Any]:

@@ -29,17 +29,19 @@ class Sampler(Component):
 
     models_feasibility: ClassVar[bool] = False  # whether it wants every trial's constraints, and so full evaluations
     several_objectives: ClassVar[bool] = True
+    can_be_moved: ClassVar[bool] = False  # whether its proposals may be replaced by better ones
     knows_constraints: ClassVar[bool] = True  # else a trial that breaks one is kept from it
 
     seed: int | None = Field(default=None, ge=0, description="null: hydra.sweeper.seed")
 
-    def build(self, seed: int, place: int, space: Space) -> BaseSampler:
+    def build(self, seed: int, place: int, space: Space, attempt: int = 0) -> BaseSampler:
         """Optuna's sampler for one trial.
 
         Args:
             seed: of the sweep; `seed` of this sampler goes before it.
             place: how many trials of the study came before.
             space: what is searched.
+            attempt: at a proposal for this trial.
         """
         raise NotImplementedError
 
@@ -51,24 +53,25 @@ class Sampler(Component):
         """
         return None
 
-    def at(self, seed: int, place: int) -> int:
-        """A seed of its own for each trial."""
+    def at(self, seed: int, place: int, attempt: int = 0) -> int:
+        """A seed of its own for each trial, and for each attempt at it."""
         import numpy as np
 
         own = seed if self.seed is None else self.seed
-        return int(np.random.SeedSequence([own, place]).generate_state(1)[0])
+        return int(np.random.SeedSequence([own, place, attempt]).generate_state(1)[0])
 
 
 class Tpe(Sampler):
     """Tree-structured Parzen estimator (Bergstra et al. 2011), multivariate (Falkner et al. 2018)."""
 
+    can_be_moved: ClassVar[bool] = True
     n_startup_trials: int = Field(default=10, ge=0, description="trials drawn at random before it begins")
     n_ei_candidates: int = Field(default=24, ge=1)
     multivariate: bool = True
 
     _kept: Any = PrivateAttr(default=None)
 
-    def build(self, seed: int, place: int, space: Space) -> BaseSampler:
+    def build(self, seed: int, place: int, space: Space, attempt: int = 0) -> BaseSampler:
         """See `Sampler.build`; one object for all trials, as a new one would look through all of them anew."""
         from optuna.samplers import TPESampler
 
@@ -80,26 +83,27 @@ class Tpe(Sampler):
                 group=self.multivariate and any(parameter.when for parameter in space.values()),
             )
         for random in (self._kept._rng, self._kept._random_sampler._rng):
-            random.rng.seed(self.at(seed, place))
+            random.rng.seed(self.at(seed, place, attempt))
         return self._kept
 
 
 class Gp(Sampler):
     """Gaussian process with constrained expected improvement."""
 
+    can_be_moved: ClassVar[bool] = True
     models_feasibility: ClassVar[bool] = True
 
     n_startup_trials: int = Field(default=10, ge=0)
     deterministic_objective: bool = True
 
-    def build(self, seed: int, place: int, space: Space) -> BaseSampler:
+    def build(self, seed: int, place: int, space: Space, attempt: int = 0) -> BaseSampler:
         """See `Sampler.build`."""
         from optuna.samplers import GPSampler
 
         return GPSampler(
             n_startup_trials=self.n_startup_trials,
             deterministic_objective=self.deterministic_objective,
-            seed=self.at(seed, place),
+            seed=self.at(seed, place, attempt),
         )
 
 
@@ -113,7 +117,7 @@ class NsgaII(Sampler):
     crossover_prob: float = Field(default=0.9, ge=0, le=1)
     swapping_prob: float = Field(default=0.5, ge=0, le=1)
 
-    def build(self, seed: int, place: int, space: Space) -> BaseSampler:
+    def build(self, seed: int, place: int, space: Space, attempt: int = 0) -> BaseSampler:
         """See `Sampler.build`."""
         from optuna.samplers import NSGAIISampler
 
@@ -122,7 +126,7 @@ class NsgaII(Sampler):
             mutation_prob=self.mutation_prob,
             crossover_prob=self.crossover_prob,
             swapping_prob=self.swapping_prob,
-            seed=self.at(seed, place),
+            seed=self.at(seed, place, attempt),
         )
 
 
@@ -138,7 +142,7 @@ class CmaEs(Sampler):
     popsize: int | None = Field(default=None, ge=2)
     with_margin: bool = Field(default=True, description="keep integers from settling too early (Hamano et al. 2022)")
 
-    def build(self, seed: int, place: int, space: Space) -> BaseSampler:
+    def build(self, seed: int, place: int, space: Space, attempt: int = 0) -> BaseSampler:
         """See `Sampler.build`."""
         from optuna.samplers import CmaEsSampler
 
@@ -148,7 +152,7 @@ class CmaEs(Sampler):
             popsize=self.popsize,
             with_margin=self.with_margin,
             warn_independent_sampling=False,
-            seed=self.at(seed, place),
+            seed=self.at(seed, place, attempt),
         )
 
 
@@ -158,7 +162,7 @@ class Qmc(Sampler):
     qmc_type: Literal["sobol", "halton"] = "sobol"
     scramble: bool = True
 
-    def build(self, seed: int, place: int, space: Space) -> BaseSampler:
+    def build(self, seed: int, place: int, space: Space, attempt: int = 0) -> BaseSampler:
         """See `Sampler.build`; one sequence for the study, so one seed."""
         from optuna.samplers import QMCSampler, RandomSampler
 
@@ -166,7 +170,7 @@ class Qmc(Sampler):
             qmc_type=self.qmc_type,
             scramble=self.scramble,
             seed=self.at(seed, 0),
-            independent_sampler=RandomSampler(seed=self.at(seed, place)),
+            independent_sampler=RandomSampler(seed=self.at(seed, place, attempt)),
             warn_independent_sampling=False,
             warn_asynchronous_seeding=False,
         )
@@ -175,11 +179,11 @@ class Qmc(Sampler):
 class Random(Sampler):
     """Independent uniform draws."""
 
-    def build(self, seed: int, place: int, space: Space) -> BaseSampler:
+    def build(self, seed: int, place: int, space: Space, attempt: int = 0) -> BaseSampler:
         """See `Sampler.build`."""
         from optuna.samplers import RandomSampler
 
-        return RandomSampler(seed=self.at(seed, place))
+        return RandomSampler(seed=self.at(seed, place, attempt))
 
 
 class Grid(Random):

@@ -16,6 +16,7 @@ from tracker.sweep.conditions import excess
 from tracker.sweep.history import ERROR, OUTCOME, RUN_ID, key_of, stored
 from tracker.sweep.outcome import Limits, Outcome
 from tracker.sweep.parent import PARENT, BestSoFar
+from tracker.sweep.proposing import Proposing
 from tracker.sweep.settings import DROP, SIZE
 from tracker.sweep.space import suggest
 from tracker.sweep.sweep import Sweep
@@ -39,6 +40,7 @@ class Worker:
     def __init__(self, sweep: Sweep) -> None:
         self.sweep, self.settings, self.shared = sweep, sweep.settings, sweep.shared
         self.history, self.trials = sweep.history, sweep.trials
+        self.begun: set[str] = set()
         self.parent = str(self.shared.study.user_attrs[PARENT])
         name = "sweep/best_bytes" if sweep.objective == SIZE else f"sweep/best_{sweep.objective}"
         self.best = BestSoFar(self.trials.client, self.parent, name)
@@ -78,6 +80,8 @@ class Worker:
         self._check_failures()
         if reason := self._enough():
             raise _Enough(reason)
+        unfinished = [trial for trial in trials if trial.number not in self.history.past]
+        self.begun = {key_of(trial.params) for trial in unfinished if not trial.state.is_finished()}
         return self.sweep.planner.propose(trials, self.history)
 
     def _sampler(self, place: int) -> BaseSampler:
@@ -85,7 +89,16 @@ class Worker:
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            return self.sweep.sampler.build(self.settings.seed, place, self.sweep.space)
+            sampler, seed, space = self.sweep.sampler, self.settings.seed, self.sweep.space
+            if not (sampler.can_be_moved and self.sweep.single):
+                return sampler.build(seed, place, space)
+            return Proposing(
+                lambda attempt: sampler.build(seed, place, space, attempt),
+                space,
+                self.sweep.planner.along,
+                self.history,
+                self.begun,
+            )
 
     def _enough(self) -> str:
         """Why no further trial is begun; empty where one is."""
