@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("MLFLOW_TRACKING_URI", "HYDRA_FULL_ERROR", "TRACKER_DATA"):
         os.environ.pop(name, None)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def store_of_its_own() -> Iterator[None]:
+    """Whoever connects to a store in a test's own process sets this variable for all that come after."""
+    yield
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
 @pytest.fixture(scope="session")

@@ -124,6 +124,9 @@ def connect(uri: str) -> MlflowClient:
         return client
     except Exception as error:  # every store has its own exceptions
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = reason.replace(
+            "disk I/O error", "disk I/O error, as when the disk is full"
+        )  # SQLite's log has no room
         raise TrackerError(
             f"the MLflow store {without_secrets(uri)} cannot be opened: {without_password(reason, uri)[:200]}; "
             "set MLFLOW_TRACKING_URI to a server's address, or leave it out for a file below mlruns/"
