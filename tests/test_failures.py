@@ -64,7 +64,7 @@ CONFIGURATION = {
     "nonweight_qp of 0": (["+codec=nnc", "codec.nnc.nonweight_qp=0"], ["nonweight_qp=0", "-1 or 1"]),
     "a qp of one tensor out of range": (["+codec=nnc", "+codec.nnc.qp_per_tensor={a: 999}"], ["qp_per_tensor.a=999"]),
     "qp_density out of range": (["+codec=nnc", "codec.nnc.qp_density=5"], ["codec.nnc.qp_density=5"]),
-    "a number that is none": (["+codec=nnc", "codec.nnc.qp=low"], ["codec.nnc.qp='low'", "integer"]),
+    "a number that is none": (["+codec=nnc", "codec.nnc.qp=low"], ["codec.nnc.qp='low'", "number"]),
     "a flag that is none": (["+codec=nnc", "codec.nnc.use_dq=perhaps"], ["codec.nnc.use_dq"]),
     "lsa": (["+codec=nnc", "codec.nnc.lsa=true"], ["codec.nnc.lsa", "does not work here"]),
     "ioq": (["+codec=nnc", "codec.nnc.ioq=true"], ["codec.nnc.ioq", "does not work here"]),

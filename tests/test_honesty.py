@@ -16,7 +16,7 @@ from tracker.bitstream import decode_bitstream, encode_bitstream
 from tracker.bitstream.state import write_side
 from tracker.codecs.base import Context
 from tracker.codecs.chain import build_codec
-from tracker.codecs.nnc import step_size
+from tracker.codecs.nnc_steps import step_size
 from tracker.data.digits import Digits as DigitsData
 from tracker.data.folders import ImageFolder
 from tracker.data.super_resolution import SuperResolution

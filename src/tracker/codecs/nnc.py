@@ -43,7 +43,7 @@ class Nnc(Coder):
     shows_progress: ClassVar[bool] = True
     codes_integers: ClassVar[bool] = True
 
-    qp: int | float = Field(default=-32, description="quantisation parameter of weights, -2^(5+d) to 2^(5+d)-1")
+    qp: float = Field(default=-32, description="quantisation parameter of weights, -2^(5+d) to 2^(5+d)-1")
     qp_early: float = Field(default=0.0, description="added to the qp of the first weight, ever less up to the middle")
     qp_late: float = Field(default=0.0, description="added to the qp of the last weight, ever less down to the middle")
     qp_density: int = Field(default=2, ge=0, le=4, description="d: 2^d steps of qp halve or double the step size")
