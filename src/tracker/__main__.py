@@ -128,6 +128,7 @@ def main() -> int:
     # Importing torch, nncodec, torchmetrics and mlflow makes millions of objects that stay; at Python's default
     # thresholds the garbage collector looks through all of them again and again, a quarter of the start-up time.
     gc.set_threshold(100_000, 50, 100)
+    logging.raiseExceptions = False  # a reader that has had enough (`| head`) is no reason for a traceback
     # Hydra then raises instead of printing its own summary of the traceback.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     warnings.filterwarnings("ignore", category=UserWarning, module=r"hydra\._internal")
