@@ -12,7 +12,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from tracker.sweep.history import OUTCOME, RUN_ID, Past, read_outcome
-from tracker.sweep.settings import SIZE
+from tracker.sweep.settings import DROP, SIZE
 from tracker.sweep.worker import tags_of
 from tracker.tracking.summary import ui_command
 
@@ -90,7 +90,7 @@ def figures(best: Past | None, found: Mapping[str, Any]) -> dict[str, float]:
     metrics: dict[str, float] = {}
     if best is not None:
         metrics = {f"search/{name}": value for name, value in best.outcome.metrics.items() if "/" in name}
-    names = {"size": SIZE, "drop": "performance/drop"}
+    names = {"size": SIZE, "drop": DROP}
     metrics |= {name: float(found[key]) for key, name in names.items() if key in found}
     if "transparent" in found:
         metrics["performance/transparent"] = float(found["transparent"])
@@ -143,7 +143,7 @@ def rows(sweep: Sweep) -> list[dict[str, Any]]:
                 "trial": trial.number,
                 "state": trial.state.name,
                 **{key: trial.params.get(key) for key in sweep.space},
-                **{name: metrics.get(name) for name in (*sweep.settings.directions, "performance/drop")},
+                **{name: metrics.get(name) for name in (*sweep.settings.directions, DROP)},
                 "feasible": None if past is None else past.feasible,
                 "stopped": outcome.get("stopped") or trial.user_attrs.get("error"),
                 "seconds": seconds,

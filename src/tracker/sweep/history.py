@@ -14,7 +14,7 @@ from tracker.sweep.outcome import Outcome
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-OUTCOME, RUN_ID, ERROR, ORIGIN = "outcome", "run_id", "error", "origin"
+OUTCOME, RUN_ID, ERROR = "outcome", "run_id", "error"
 RECENT = 20  # trials whose times tell what the next one will take
 
 

@@ -28,7 +28,7 @@ class PlainTrials(Trials):
 
     def check(self, config: Mapping[str, Any]) -> None:
         """See `Trials.check`."""
-        self._job(config, [])
+        self._job(config)
 
     def start(self, config: Mapping[str, Any], overrides: list[str], name: str, tags: Mapping[str, str]) -> Run:
         """See `Trials.start`."""
@@ -36,7 +36,7 @@ class PlainTrials(Trials):
 
     def measure(self, config: Mapping[str, Any], limits: Limits) -> Outcome:
         """See `Trials.measure`."""
-        returned = self.function(self._job(config, []))
+        returned = self.function(self._job(config))
         if not isinstance(returned, Mapping):
             raise TrackerError(f"{self.target} returns {type(returned).__name__}; a sweep needs a dict of metrics")
         numbers = {
@@ -49,5 +49,5 @@ class PlainTrials(Trials):
             outcome.violation = numbers["performance/drop"] - self.job.task.tolerance - 1e-12
         return outcome
 
-    def _job(self, config: Mapping[str, Any], overrides: list[str]) -> Job:
-        return read_job(config, overrides, self.job.folder, self.job.started)
+    def _job(self, config: Mapping[str, Any]) -> Job:
+        return read_job(config, [], self.job.folder, self.job.started)

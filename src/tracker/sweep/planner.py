@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tracker.errors import TrackerError
 from tracker.sweep.history import History, Past, key_of
 from tracker.sweep.samplers import BruteForce, Sampler
 from tracker.sweep.space import Parameter, active, in_order, values_of
@@ -45,7 +44,7 @@ class Planner:
             self.plan = BruteForce().plan(settings.seed, space)  # no sampler can do better than to try them all
         points = self.plan
         if points is None:
-            points = [dict(base), *(self._completed(*entry) for entry in settings.known_points.items())]
+            points = [dict(base), *map(self._completed, settings.known_points.values())]
         self.left = deque((key_of(point), point) for point in points)
         self.points = [] if self.plan is not None else points
         self.along = settings.rate_falls_with if self.plan is None and len(settings.objectives) == 1 else None
@@ -114,8 +113,7 @@ class Planner:
         hopeless = violation is not None and violation > HOPELESS * self.tolerance
         return "hopeless" if hopeless else "bad"
 
-    def _completed(self, name: str, point: Mapping[str, Any]) -> dict[str, Any]:
-        where = f"hydra.sweeper.known_points.{name}"
+    def _completed(self, point: Mapping[str, Any]) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for key, parameter in in_order(self.space):
             if not active(parameter, values):
@@ -125,8 +123,6 @@ class Planner:
                 # A narrower range than the one that ships leaves the point out of it, which is no mistake.
                 value = self.base.get(key)
             values[key] = value if contains(parameter, value) else values_of(parameter.distribution, 3)[0]
-        if not isinstance(point, Mapping):
-            raise TrackerError(f"{where} is no mapping of keys to values")
         return values
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from optuna.samplers import BaseSampler
@@ -93,10 +93,10 @@ class Proposing(BaseSampler):
         best = self.history.best()
         if best is None or best.value is None or self.along not in proposal or len(proposal) < len(self.space):
             return proposal
-        sizes = self._sizes(proposal)
+        values = values_of(self.space[self.along].distribution, 33)
+        sizes = self._sizes([{**proposal, self.along: value} for value in values])
         if sizes is None:
             return proposal
-        values = values_of(self.space[self.along].distribution, 33)
         own = sum(value < proposal[self.along] - 1e-9 for value in values)
         limit = math.log(best.value * (1 - MARGIN))
         for value, size in list(zip(values, sizes, strict=True))[own:]:
@@ -104,8 +104,8 @@ class Proposing(BaseSampler):
                 return {**proposal, self.along: value}
         return proposal
 
-    def _sizes(self, proposal: Mapping[str, Any]) -> np.ndarray | None:
-        """The logarithm of the size by value of the parameter that it falls with, as the model has it."""
+    def _sizes(self, points: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
+        """The logarithms of the sizes of some points, as the model has them; None where too few trials make one."""
         import numpy as np
         from sklearn.linear_model import Ridge
         from sklearn.pipeline import make_pipeline
@@ -113,14 +113,13 @@ class Proposing(BaseSampler):
 
         known = [past for past in self.history.past.values() if past.value and set(past.params) == set(self.space)]
         known = known[-MOST_FITTED:]
-        if len(known) < FEWEST or self.along is None:
+        if len(known) < FEWEST:
             return None
-        values = values_of(self.space[self.along].distribution, 33)
         model = make_pipeline(StandardScaler(), PolynomialFeatures(2), Ridge(alpha=0.01))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # parameters that have not varied yet
             model.fit([self._features(past.params) for past in known], [math.log(_size(past)) for past in known])
-            return np.asarray(model.predict([self._features({**proposal, self.along: value}) for value in values]))
+            return np.asarray(model.predict([self._features(point) for point in points]))
 
     def _features(self, params: Mapping[str, Any]) -> list[float]:
         """Numbers as they are (or their logarithms), choices as ones and zeros."""
