@@ -61,6 +61,19 @@ class Integers:
 
 
 @dataclass(frozen=True)
+class Entry:
+    """What an option with a value for each layer or tensor has for one of them, for a search over it.
+
+    Attributes:
+        value: that the layer has where the option says nothing about it.
+        most: the largest value that makes a difference; None where all do.
+    """
+
+    value: Any
+    most: int | None = None
+
+
+@dataclass(frozen=True)
 class Transformed:
     """What a transform gives the next stage, and what it tells about its work.
 
@@ -152,6 +165,25 @@ class Stage(Component):
                 f"codec.{self._configured or type(self).__name__} works on models of {names} only, and the anchor is a "
                 f"model of {framework}; leave the stage out"
             )
+
+    def idle(self, model: Any, tensors: Mapping[str, Tensor], framework: str) -> Mapping[str, str]:
+        """Options that change nothing about this model, with the reason: a sweep leaves them as they are.
+
+        Args:
+            model: the anchor's, filled.
+            tensors: its state, by name.
+            framework: ``pytorch`` or ``keras``.
+        """
+        return {}
+
+    def entries(self, option: str, model: Any, tensors: Mapping[str, Tensor]) -> Mapping[str, Entry]:
+        """The layers or tensors of this model for which an option may have a value of their own: a sweep searches each.
+
+        Args:
+            option: a field that is a mapping by name.
+            model, tensors: as for `idle`.
+        """
+        return {}
 
     def prepare(self) -> None:
         """Import what takes seconds to import, so that it does not count as time of encoding or decoding."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from tracker.codecs import nnc_steps
-from tracker.codecs.base import Coder, Context, TensorRecord
+from tracker.codecs.base import Coder, Context, Entry, TensorRecord
 from tracker.errors import TrackerError
 
 if TYPE_CHECKING:
@@ -132,6 +132,33 @@ class Nnc(Coder):
         super().check_model(model, framework)
         if self.bnf and framework != "pytorch":
             raise TrackerError(f"codec.nnc.bnf works on PyTorch models only, not on {framework}; set it to false")
+
+    def idle(self, model: Any, tensors: Mapping[str, Tensor], framework: str) -> Mapping[str, str]:
+        """BatchNorm folding where nothing can be folded, and the other qps where there are no tensors for them."""
+        from tracker.bitstream.state import coded_part
+        from tracker.codecs import nnc_fold
+
+        coded = coded_part(tensors)
+        weights = sum(tensor.ndim > 1 for tensor in coded.values())
+        reasons = {}
+        try:
+            if framework != "pytorch" or not nnc_fold.foldable(model, set(coded)):
+                reasons["bnf"] = "there is no BatchNorm to be folded"
+        except TrackerError as error:
+            reasons["bnf"] = str(error)
+        if weights == len(coded):
+            reasons["nonweight_qp"] = "all tensors are weights"
+        if weights < 2:
+            reasons |= dict.fromkeys(("qp_early", "qp_late"), "there is no more than one weight")
+        return reasons
+
+    def entries(self, option: str, model: Any, tensors: Mapping[str, Tensor]) -> Mapping[str, Entry]:
+        """A qp for each weight."""
+        from tracker.bitstream.state import coded_part
+
+        if option != "qp_per_tensor":
+            return {}
+        return {name: Entry(self.qp) for name, tensor in coded_part(tensors).items() if tensor.ndim > 1}
 
     def prepare(self) -> None:
         """Import nncodec, which brings torchvision and scikit-learn."""

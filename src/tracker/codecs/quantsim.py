@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from tracker import aimet
-from tracker.codecs.base import Context, Transform, Transformed
+from tracker.codecs.base import Context, Entry, Transform, Transformed
 from tracker.errors import unknown_layer
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 BITS = range(4, 17)
 SEQUENTIAL_MSE_BITS = 4  # AIMET leaves layers of more bits out of its sequential MSE
@@ -97,6 +97,14 @@ class QuantSim(Transform):
             # A stage before this one may have put several layers in the place of one: svd makes conv1.0 of conv1.
             if name not in modules and not (name.rpartition(".")[0] in modules and _leaf(modules, name)):
                 raise unknown_layer(f"codec.quantsim.{key}", name, modules)
+
+    def entries(self, option: str, model: nn.Module, tensors: Mapping[str, Tensor]) -> Mapping[str, Entry]:
+        """Bits for each layer with a weight."""
+        from tracker.aimet.quantsim_graph import LAYERS
+
+        layers = [name for name, module in model.named_modules() if isinstance(module, LAYERS)]
+        wanted = [name for name in layers if name not in self.ignore] if option == "bits_per_layer" else []
+        return {name: Entry(self.bits_per_layer.get(name, self.bits)) for name in wanted}
 
     def prepare(self) -> None:
         """Import AIMET."""

@@ -7,16 +7,18 @@ Names and meanings of the options are those of AIMET (https://quic.github.io/aim
 from __future__ import annotations
 
 import importlib
+import math
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tracker.codecs.base import Context, Transform, Transformed
+from tracker.codecs.base import Context, Entry, Transform, Transformed
 from tracker.errors import TrackerError, unknown_layer
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 Ratio = Annotated[float, Field(gt=0, le=1)]
 Rank = Annotated[int, Field(ge=1)]
@@ -95,6 +97,19 @@ class ByLayer(Transform):
     @abstractmethod
     def types() -> tuple[type[nn.Module], ...]:
         """The PyTorch layers that the transform is for."""
+
+    def entries(self, option: str, model: Any, tensors: Mapping[str, Tensor]) -> Mapping[str, Entry]:
+        """A ratio for each layer that the transform is for."""
+        found = self._own(model) if option == "ratios" else {}
+        return {name: Entry(self.ratios.get(name, self.ratio)) for name in found}
+
+    def _own(self, model: Any) -> dict[str, nn.Module]:
+        """The layers that may have a value of their own; of a Keras model none, where names are not known yet."""
+        if not hasattr(model, "named_modules"):
+            return {}
+        layers = {name: one for name, one in model.named_modules() if isinstance(one, self.types())}
+        wanted = [name for name in layers if name not in self.ignore and name in (self.layers or layers)]
+        return {name: layers[name] for name in wanted if getattr(layers[name], "groups", 1) == 1}
 
     def check_model(self, model: Any, framework: str) -> None:
         """Refuse a model without layers for the transform, or without those that the options name.
@@ -189,6 +204,14 @@ class Decomposition(ByLayer):
         if framework == "keras":
             keras_side().check(self, model)
 
+    def entries(self, option: str, model: Any, tensors: Mapping[str, Tensor]) -> Mapping[str, Entry]:
+        """A ratio or a rank for each layer; ranks for those only where some rank saves weights."""
+        if option != "ranks":
+            return super().entries(option, model, tensors)
+        shapes = {name: tensors[f"{name}.weight"].shape for name in self._own(model) if f"{name}.weight" in tensors}
+        most = {name: largest_rank(tuple(shape), self.kind) for name, shape in shapes.items()}
+        return {name: Entry(self.ranks.get(name, rank), rank) for name, rank in most.items() if rank > 0}
+
     def apply(self, model: Any, context: Context) -> Transformed:
         """The model with its layers decomposed.
 
@@ -201,6 +224,22 @@ class Decomposition(ByLayer):
         from tracker.aimet import svd as aimet_svd
 
         return aimet_svd.apply(self, model, context)
+
+
+def largest_rank(shape: tuple[int, ...], kind: str) -> int:
+    """The largest rank at which the two layers have fewer weights than the one; 0 where none has.
+
+    Args:
+        shape: of the weight: (outputs, inputs, *kernel).
+        kind: ``spatial_svd`` (columns, then rows of the kernel) or ``weight_svd`` (1 x 1, then the whole kernel).
+    """
+    out, into, *kernel = shape
+    if kind == "spatial_svd":
+        first, second = into * kernel[0], out * kernel[1]
+    else:
+        first, second = into, out * math.prod(kernel)
+    most = first if kind == "weight_svd" else min(first, second)
+    return min(most, (math.prod(shape) - 1) // (first + second))
 
 
 def keras_side() -> Any:

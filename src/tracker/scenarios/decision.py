@@ -70,5 +70,5 @@ def decide(job: Job, anchor: Evaluation, decoded: Evaluation, shown: bool = True
     bound = max(drop, interval[1]) if wanted.confidence is not None and interval is not None else drop
     # A NaN compares as false, so a model that gives NaN is never transparent. The allowance is for the rounding of
     # a difference such as 0.81 - 0.805, which is not exactly 0.005.
-    violation = bound - task.tolerance - 1e-12
+    violation = task.beyond(bound)
     return Decision(drop, interval, confidence, bool(violation <= 0), violation)

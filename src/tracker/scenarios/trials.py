@@ -15,6 +15,7 @@ import numpy as np
 
 from tracker.bitstream import bitstream_bytes, decode_bitstream, read_manifest
 from tracker.bitstream.state import coded_part
+from tracker.codecs.base import Entry, Stage
 from tracker.codecs.chain import Codec, build_codec
 from tracker.data.base import Decoded
 from tracker.errors import TrackerError
@@ -80,6 +81,21 @@ class CompressionTrials(Trials):
         names = {f"{name}/{which}" for name in measured for which in ("anchor", "decoded")}
         names |= {f"size/after_{stage}_bytes" for stage in codec.stages} | {f"time/{stage}_s" for stage in codec.stages}
         return names | METRICS
+
+    def idle(self, config: Mapping[str, Any]) -> Mapping[str, str]:
+        """See `Trials.idle`; the anchor's framework and tensors tell."""
+        codec, bench = self._codec(config), self.bench
+        return {
+            f"codec.{name}.{option}": reason
+            for name, stage in stages_of(codec).items()
+            for option, reason in stage.idle(bench.model, bench.tensors, self.job.anchor.framework).items()
+        }
+
+    def entries(self, config: Mapping[str, Any], key: str) -> Mapping[str, Entry]:
+        """See `Trials.entries`."""
+        _, name, option = (*key.split("."), "", "")[:3]
+        stage = stages_of(self._codec(config)).get(name)
+        return {} if stage is None else stage.entries(option, self.bench.model, self.bench.tensors)
 
     def check(self, config: Mapping[str, Any]) -> None:
         """See `Trials.check`."""
@@ -249,6 +265,11 @@ class _Measurement:
         scores = np.empty_like(evaluation.scores)
         scores[trials.order] = evaluation.scores  # in the data set's order again, as the anchor's are
         return dataclasses.replace(evaluation, scores=scores)
+
+
+def stages_of(codec: Codec) -> dict[str, Stage]:
+    """A codec's stages by name."""
+    return {**codec.transforms, codec.coder_name: codec.coder}
 
 
 def searching(job: Job) -> Job:

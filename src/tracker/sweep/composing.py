@@ -72,6 +72,8 @@ class Composer:
     def _set(self, config: DictConfig, parameter: Parameter, value: Any) -> None:
         key = parameter.key.lstrip("+")
         try:
+            if parameter.entry:
+                value = {**(OmegaConf.select(config, key) or {}), parameter.entry: value}
             OmegaConf.update(config, key, parsed(value), merge=False, force_add=parameter.key.startswith("+"))
         except OmegaConfBaseException as error:
             raise TrackerError(
@@ -94,7 +96,16 @@ def loader_of(hydra: DictConfig) -> ConfigLoader:
 def overrides_of(fixed: Sequence[str], values: Mapping[str, Any], space: Mapping[str, Parameter]) -> list[str]:
     """The words of the command line that make a trial's configuration."""
     own = [word for word in fixed if word.lstrip("+~").split("=")[0].split("@")[0] not in NOT_OF_A_TRIAL]
-    return [*own, *(_word(space[key], value) for key, value in values.items())]
+    plain = {key: value for key, value in values.items() if not space[key].entry}
+    mappings: dict[str, dict[str, Any]] = {}
+    for key, value in values.items():
+        if space[key].entry:
+            mappings.setdefault(space[key].key, {})[space[key].entry] = value
+    words = [_word(space[key], value) for key, value in plain.items()]
+    for option, entries in mappings.items():
+        inner = ",".join(f"{name}:{_text(value)}" for name, value in entries.items())
+        words.append(f"{option}={{{inner}}}")
+    return [*own, *words]
 
 
 def parsed(value: Any) -> Any:
@@ -108,7 +119,11 @@ def parsed(value: Any) -> Any:
 
 def _word(parameter: Parameter, value: Any) -> str:
     """KEY=VALUE."""
-    text = {True: "true", False: "false", None: "null"}.get(value) if value is None or value in (True, False) else None
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        text = repr(value)
-    return f"{parameter.key}={value if text is None else text}"
+    return f"{parameter.key}={_text(value)}"
+
+
+def _text(value: Any) -> str:
+    """A value as the command line has it."""
+    if value is None or isinstance(value, bool):
+        return {True: "true", False: "false", None: "null"}[value]
+    return repr(value) if isinstance(value, int | float) else str(value)

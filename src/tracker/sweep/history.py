@@ -38,7 +38,15 @@ class Past:
 
 
 class History:
-    """The finished trials, read once each."""
+    """The finished trials, read once each.
+
+    Attributes:
+        past: by number.
+        failed: why, by number.
+        by_params: the first of each combination of values, by `key_of` them.
+        by_content: by the digest of the decoded tensors.
+        begun: keys of the trials that run, wait or have failed.
+    """
 
     def __init__(self, objective: str, direction: str) -> None:
         """Begin.
@@ -53,13 +61,17 @@ class History:
         self.by_params: dict[str, Past] = {}
         self.by_content: dict[str, Outcome] = {}
         self.times = {part: deque[float](maxlen=RECENT) for part in ("encode", "evaluate")}
+        self.begun: set[str] = set()
         self._best: Past | None = None
 
     def read(self, trials: Iterable[FrozenTrial]) -> None:
-        """Take in what has ended since."""
+        """Take in what has ended since; and what is running, waits or has failed, which is not tried again either."""
         from optuna.trial import TrialState
 
+        self.begun = set()
         for trial in trials:
+            if trial.number not in self.past and (not trial.state.is_finished() or trial.state == TrialState.FAIL):
+                self.begun.add(key_of(trial.params or trial.system_attrs.get("fixed_params", {})))
             if trial.number in self.past or trial.number in self.failed or not trial.state.is_finished():
                 continue
             if trial.state == TrialState.FAIL:
@@ -82,6 +94,10 @@ class History:
             self.by_params.setdefault(key_of(trial.params), past)
             if outcome.content is not None and outcome.violation is not None:
                 self.by_content.setdefault(outcome.content, outcome)
+
+    def tried(self, key: str) -> bool:
+        """Whether a combination of values has been tried, or is being tried."""
+        return key in self.by_params or key in self.begun
 
     def best(self) -> Past | None:
         """The feasible trial with the best first objective; the first of equal ones."""

@@ -12,6 +12,7 @@ from tracker.sweep.conditions import Comparison, excess
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+    from tracker.codecs.base import Entry
     from tracker.tracking.run import Run
 
 
@@ -91,6 +92,14 @@ class Trials(ABC):
     def metrics(self, config: Mapping[str, Any]) -> Collection[str] | None:
         """Names of the metrics that trials log; None where only a trial can tell."""
         return None
+
+    def idle(self, config: Mapping[str, Any]) -> Mapping[str, str]:
+        """Keys that change nothing in a trial, each with the reason."""
+        return {}
+
+    def entries(self, config: Mapping[str, Any], key: str) -> Mapping[str, Entry]:
+        """The names for which an option may have a value of their own: what ``KEY.*`` stands for in a search space."""
+        return {}
 
     @abstractmethod
     def check(self, config: Mapping[str, Any]) -> None:

@@ -28,7 +28,10 @@ class SweepRun(Run):
     def __init__(self, sweep: Sweep) -> None:
         trials, self.shared = sweep.trials, sweep.shared
         tags = {"tracker.study": self.shared.name, "tracker.storage": sweep.shared.storage.shown}
-        params = {**flattened(sweep.config(sweep.base)), **flattened(sweep.settings.model_dump(), "sweep.")}
+        own = flattened(sweep.settings.model_dump(), "sweep.")
+        # A star, which stands for every layer, is no letter that MLflow takes in a name.
+        own = {key.replace(".*", ".each"): value for key, value in own.items()}
+        params = {**flattened(sweep.config(sweep.base)), **own}
         for key, parameter in sweep.space.items():
             params[key] = str(parameter.distribution)
         name = f"sweep {self.shared.name}"[:250]

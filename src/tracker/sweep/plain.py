@@ -46,7 +46,7 @@ class PlainTrials(Trials):
         }
         outcome = Outcome(numbers)
         if "performance/drop" in numbers:
-            outcome.violation = numbers["performance/drop"] - self.job.task.tolerance - 1e-12
+            outcome.violation = self.job.task.beyond(numbers["performance/drop"])
         return outcome
 
     def _job(self, config: Mapping[str, Any]) -> Job:

@@ -1,24 +1,23 @@
-"""What is tried next, before the sampler is asked: known points, a grid's next one, a search along one parameter.
+"""What is tried next, before the sampler is asked: a grid's next point; or a search along one parameter, known points.
 
 The search along a parameter with which the rate falls (NNC's qp) finds the coarsest value that is transparent, all
-others as in the best of the known points. It looks for the last good value and then at every value above it, until two
-are hopeless and all above them: performance does not fall evenly, and a coarser step may do better than a finer one.
+others as the configuration has them. It looks for the last good value and then at every value above it, until two are
+hopeless and all above them: performance does not fall evenly, and a coarser step may do better than a finer one. Then
+come the known points, at the value found and each on top of the best one before it, and the same search from there.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tracker.sweep.history import History, Past, key_of
 from tracker.sweep.samplers import BruteForce, Sampler
-from tracker.sweep.space import Parameter, active, in_order, values_of
+from tracker.sweep.space import Parameter, active, in_order, nearest, values_of
 
 if TYPE_CHECKING:
-    from optuna.trial import FrozenTrial
-
     from tracker.sweep.settings import SweepSettings
 
 HOPELESS = 3.0  # tolerances beyond the tolerance
@@ -42,31 +41,33 @@ class Planner:
         self.plan = sampler.plan(settings.seed, space)
         if self.plan is None and combinations(space) <= settings.n_trials:
             self.plan = BruteForce().plan(settings.seed, space)  # no sampler can do better than to try them all
-        points = self.plan
-        if points is None:
-            points = [dict(base), *map(self._completed, settings.known_points.values())]
-        self.left = deque((key_of(point), point) for point in points)
-        self.points = [] if self.plan is not None else points
+        self.left = deque((key_of(point), point) for point in self.plan or [])
+        self.known = [] if self.plan is not None else list(settings.known_points.values())
         self.along = settings.rate_falls_with if self.plan is None and len(settings.objectives) == 1 else None
         self.along = self.along if self.along in base else None
 
-    def propose(self, trials: Sequence[FrozenTrial], history: History) -> dict[str, Any] | None:
-        """The values that are to be tried next; None to ask the sampler.
+    def propose(self, history: History) -> Mapping[str, Any] | None:
+        """The values that are to be tried next; None to ask the sampler."""
+        if self.plan is not None:
+            while self.left and history.tried(self.left[0][0]):
+                self.left.popleft()
+            return self.left[0][1] if self.left else None
+        for point in self._first(history):
+            if point is not None and not history.tried(key_of(point)):
+                return point
+        return None
 
-        Args:
-            trials: all of the study.
-            history: of those that have ended.
-        """
-        begun = {
-            key_of(trial.params or trial.system_attrs.get("fixed_params", {}))
-            for trial in trials
-            if trial.number not in history.past
-        }
-        while self.left and (self.left[0][0] in begun or self.left[0][0] in history.by_params):
-            self.left.popleft()
-        if self.left:
-            return self.left[0][1]
-        return self._next_along(history, begun)
+    def _first(self, history: History) -> Iterator[Mapping[str, Any] | None]:
+        """What comes before the sampler, one after the other."""
+        yield self.base
+        yield self._next_along(self.base, history)
+        best = found = self._best_along(history)
+        for known in self.known:
+            point = self._completed(known, best)
+            yield point
+            best = smallest([best, point], history) or best
+        if best is not found:
+            yield self._next_along(best, history)
 
     def coarser(self, params: Mapping[str, Any], history: History, size: float) -> Past | None:
         """An earlier trial that was the same but coarser, and no smaller than ``size``: then this one is not either."""
@@ -80,50 +81,61 @@ class Planner:
                 return past
         return None
 
-    def _next_along(self, history: History, begun: set[str]) -> dict[str, Any] | None:
-        """The next point of the search along one parameter, the others at the best of the first points."""
-        if self.along is None:
+    def _next_along(self, start: Mapping[str, Any], history: History) -> Mapping[str, Any] | None:
+        """The next point of the search along one parameter, the others as in ``start``."""
+        if self.along is None or self.along not in start:
             return None
-        start = self._start(history)
-        values = values_of(self.space[self.along].distribution, MOST_ALONG)
-        values = values[:: math.ceil(len(values) / MOST_ALONG)]  # the sampler has all of them
-        points = [{**start, self.along: value} for value in values]
+        first = start is self.base or self._best_along(history) is self.base  # else it is nearly where it will end
+        points = self._line(start)
         state: dict[int, str] = {}
         for index, key in enumerate(map(key_of, points)):
             past = history.by_params.get(key)
             if past is not None:
-                state[index] = self._state(past)
-            elif key in begun:
+                state[index] = self._state(past, HOPELESS if first else 0.0)
+            elif key in history.begun:
                 state[index] = "running"
-        step = max(1, len(values) // FIRST_STEPS)
-        nearest = min(range(len(values)), key=lambda index: abs(values[index] - start[str(self.along)]))
-        following = next_index(state, len(values), nearest, step)
+        step = max(1, len(points) // FIRST_STEPS) if first else 1
+        values = [point[self.along] for point in points]
+        begin = min(range(len(values)), key=lambda index: abs(values[index] - start[str(self.along)]))
+        following = next_index(state, len(points), begin, step)
         return None if following is None else points[following]
 
-    def _start(self, history: History) -> Mapping[str, Any]:
-        """The smallest feasible one of the points that were tried first; the configuration's own where none is."""
-        found = [past for point in self.points if (past := history.by_params.get(key_of(point))) and past.feasible]
-        found = [past for past in found if past.value is not None and self.along in past.params]
-        return min(found, key=lambda past: past.value or 0.0).params if found else self.base
+    def _line(self, start: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Points that differ in the one parameter, from fine to coarse."""
+        assert self.along is not None
+        values = values_of(self.space[self.along].distribution, MOST_ALONG)
+        values = values[:: math.ceil(len(values) / MOST_ALONG)]  # the sampler has all of them
+        return [{**start, self.along: value} for value in values]
 
-    def _state(self, past: Past) -> str:
+    def _best_along(self, history: History) -> Mapping[str, Any]:
+        """The best point that the search from the configuration's own values found; these, where it found none."""
+        points = self._line(self.base) if self.along is not None else []
+        return smallest(points, history) or self.base
+
+    def _state(self, past: Past, hopeless: float) -> str:
+        """Good, bad, or hopeless: further beyond the tolerance than so many tolerances."""
         if past.feasible:
             return "good"
         violation = past.outcome.violation
-        hopeless = violation is not None and violation > HOPELESS * self.tolerance
-        return "hopeless" if hopeless else "bad"
+        return "hopeless" if violation is not None and violation > hopeless * self.tolerance else "bad"
 
-    def _completed(self, point: Mapping[str, Any]) -> dict[str, Any]:
+    def _completed(self, point: Mapping[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]:
+        """A known point, with the other parameters as in ``rest``."""
         values: dict[str, Any] = {}
         for key, parameter in in_order(self.space):
             if not active(parameter, values):
                 continue
-            value = point.get(key, self.base.get(key))
-            if key in point and not contains(parameter, value):
-                # A narrower range than the one that ships leaves the point out of it, which is no mistake.
-                value = self.base.get(key)
-            values[key] = value if contains(parameter, value) else values_of(parameter.distribution, 3)[0]
+            value = point.get(key, point.get(f"{parameter.key}.*", rest.get(key)))
+            # A narrower range than the one that ships leaves the point out of it, which is no mistake.
+            values[key] = nearest(parameter.distribution, value)
         return values
+
+
+def smallest(points: Sequence[Mapping[str, Any]], history: History) -> Mapping[str, Any] | None:
+    """The feasible one of some points with the least value; None where none is feasible yet."""
+    found = [past for point in points if (past := history.by_params.get(key_of(point))) and past.feasible]
+    measured = [(past.value, past.number, past.params) for past in found if past.value is not None]
+    return min(measured)[2] if measured else None
 
 
 def next_index(state: Mapping[int, str], count: int, start: int, step: int) -> int | None:
@@ -167,13 +179,3 @@ def combinations(space: Mapping[str, Parameter]) -> float:
         else:
             total *= len(values_of(distribution, 2))
     return total
-
-
-def contains(parameter: Parameter, value: Any) -> bool:
-    """Whether a value lies in a parameter's range."""
-    if value is None and "None" not in str(parameter.distribution):
-        return False
-    try:
-        return bool(parameter.distribution._contains(parameter.distribution.to_internal_repr(value)))
-    except (ValueError, TypeError):
-        return False

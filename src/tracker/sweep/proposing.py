@@ -1,34 +1,30 @@
 """A sampler's proposals, moved to where they can still be the best.
 
-The size of a bitstream is a smooth function of the codec's options, and known for every trial that was encoded. A model
-of it tells beforehand which proposals cannot be smaller than the best one: these are moved along the parameter with
-which the rate falls, to the finest value that the model holds to be smaller. And what was tried is not proposed again.
+A sampler learns slowly that size and drop both follow one parameter, the one with which the rate falls: most of what it
+proposes is either no smaller than the best or far from transparent. So a proposal's other values are kept, and that one
+is chosen for the largest expected gain. And what was tried is not proposed again.
 """
 
 from __future__ import annotations
 
-import logging
-import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from optuna.samplers import BaseSampler
 
-from tracker.sweep.history import History, Past, key_of
+from tracker.sweep.frontier import Frontier
+from tracker.sweep.history import History, key_of
 from tracker.sweep.space import Parameter, values_of
 
 if TYPE_CHECKING:
-    import numpy as np
     from optuna import Study
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial, TrialState
 
-log = logging.getLogger(__name__)
 ATTEMPTS = 10  # at a proposal that was not tried yet
-FEWEST = 8  # trials with a size, for a model of it
-MARGIN = 0.003  # of the size, by which a proposal must be smaller as far as the model can tell
-MOST_FITTED = 200  # trials, the most recent ones
+CANDIDATES = 4  # of the sampler, the best of which is taken
+MANY = 300  # trials, above which the sampler is asked once: it looks through all of them
+VALUES = 33  # of a continuous parameter that are looked at
 
 
 class Proposing(BaseSampler):
@@ -40,7 +36,7 @@ class Proposing(BaseSampler):
         space: Mapping[str, Parameter],
         along: str | None,
         history: History,
-        begun: set[str],
+        tolerance: float,
     ) -> None:
         """Prepare.
 
@@ -49,9 +45,9 @@ class Proposing(BaseSampler):
             space: what is searched.
             along: the parameter with which the rate falls.
             history: of the trials that have ended.
-            begun: keys of the trials that have not.
+            tolerance: of the drop.
         """
-        self.build, self.space, self.along, self.history, self.begun = build, space, along, history, begun
+        self.build, self.space, self.along, self.history, self.tolerance = build, space, along, history, tolerance
         self.inner = build(0)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -62,14 +58,22 @@ class Proposing(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """A proposal that was not tried before, moved to where it can be the best."""
-        proposal: dict[str, Any] = {}
+        frontier = self._frontier()
+        wanted = 1 if frontier is None or len(self.history.past) > MANY else CANDIDATES
+        proposals: list[dict[str, Any]] = []
         for attempt in range(ATTEMPTS):
             if attempt:
                 self.inner = self.build(attempt)
-            proposal = self._moved(self.inner.sample_relative(study, trial, search_space))
-            if not proposal or not self._tried(proposal):
+            proposal = self.inner.sample_relative(study, trial, search_space)
+            if not proposal:
+                return proposal
+            if frontier is not None or not self._tried(proposal):
+                proposals.append(proposal)
+            if len(proposals) == wanted:
                 break
-        return proposal
+        if frontier is None or not proposals:
+            return proposals[0] if proposals else proposal
+        return self._moved(proposals, frontier)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -86,55 +90,29 @@ class Proposing(BaseSampler):
         self.inner.after_trial(study, trial, state, values)
 
     def _tried(self, proposal: Mapping[str, Any]) -> bool:
-        key = key_of(proposal)
-        return key in self.history.by_params or key in self.begun
+        return self.history.tried(key_of(proposal))
 
-    def _moved(self, proposal: dict[str, Any]) -> dict[str, Any]:
+    def _frontier(self) -> Frontier | None:
+        """The models that tell where to; None where nothing is to be moved, or too few trials make them."""
         best = self.history.best()
-        if best is None or best.value is None or self.along not in proposal or len(proposal) < len(self.space):
-            return proposal
-        values = values_of(self.space[self.along].distribution, 33)
-        sizes = self._sizes([{**proposal, self.along: value} for value in values])
-        if sizes is None:
-            return proposal
-        own = sum(value < proposal[self.along] - 1e-9 for value in values)
-        limit = math.log(best.value * (1 - MARGIN))
-        for value, size in list(zip(values, sizes, strict=True))[own:]:
-            if size < limit and not self._tried({**proposal, self.along: value}):
-                return {**proposal, self.along: value}
-        return proposal
-
-    def _sizes(self, points: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
-        """The logarithms of the sizes of some points, as the model has them; None where too few trials make one."""
-        import numpy as np
-        from sklearn.linear_model import Ridge
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import PolynomialFeatures, StandardScaler
-
-        known = [past for past in self.history.past.values() if past.value and set(past.params) == set(self.space)]
-        known = known[-MOST_FITTED:]
-        if len(known) < FEWEST:
+        if self.along not in self.space or best is None or best.value is None or best.value <= 0:
             return None
-        model = make_pipeline(StandardScaler(), PolynomialFeatures(2), Ridge(alpha=0.01))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # parameters that have not varied yet
-            model.fit([self._features(past.params) for past in known], [math.log(_size(past)) for past in known])
-            return np.asarray(model.predict([self._features(point) for point in points]))
+        frontier = Frontier(self.space, list(self.history.past.values()), best, self.tolerance)
+        return frontier if frontier.ready else None
 
-    def _features(self, params: Mapping[str, Any]) -> list[float]:
-        """Numbers as they are (or their logarithms), choices as ones and zeros."""
-        from optuna.distributions import CategoricalDistribution
+    def _moved(self, proposals: Sequence[dict[str, Any]], frontier: Frontier) -> dict[str, Any]:
+        """The point with the largest expected gain, of all that differ from a proposal along the one parameter."""
+        import numpy as np
 
-        row: list[float] = []
-        for key, parameter in self.space.items():
-            distribution = parameter.distribution
-            if isinstance(distribution, CategoricalDistribution):
-                row += [float(params[key] == choice) for choice in distribution.choices]
-            else:
-                row.append(math.log(params[key]) if getattr(distribution, "log", False) else float(params[key]))
-        return row
-
-
-def _size(past: Past) -> float:
-    assert past.value is not None
-    return past.value
+        assert self.along is not None
+        whole = [proposal for proposal in proposals if len(proposal) == len(self.space)]
+        values = values_of(self.space[self.along].distribution, VALUES)
+        points = [{**proposal, self.along: value} for proposal in whole for value in values]
+        gains = frontier.gains(points) if points else np.zeros(0)
+        for index in np.argsort(-gains):
+            if gains[index] <= 0:
+                break
+            if not self._tried(points[index]):
+                return points[index]
+        fresh = [proposal for proposal in proposals if not self._tried(proposal)]
+        return (fresh or list(proposals))[0]

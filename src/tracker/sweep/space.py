@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tracker.errors import TrackerError
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
     from optuna import Trial
     from optuna.distributions import BaseDistribution
+
+    from tracker.codecs.base import Entry
 
 SYNTAX = "choice(a,b), range(first,last), interval(low,high), tag(log,interval(low,high)) or int(interval(low,high))"
 
@@ -33,12 +35,15 @@ class Parameter:
         distribution: Optuna's, of its values.
         when: the parameter is there only where this comparison with another key holds.
         group: whether the key is a config group.
+        entry: the name whose value it is, where the option is a mapping by name of layers or tensors; ``*`` stands
+            for all of them.
     """
 
     key: str
     distribution: BaseDistribution
     when: Comparison | None = None
     group: bool = False
+    entry: str = ""
 
 
 def read_space(
@@ -61,10 +66,11 @@ def read_space(
         when = None
         if isinstance(value, Mapping):
             when, value = _conditional(key, value)
-        override = _parsed(f"{key}={value}", loader)
+        option, wild, _ = key.partition(".*")
+        override = _parsed(f"{option}={value}", loader)
         if not override.is_sweep_override():
             raise TrackerError(f"hydra.sweeper.params.{key}={value} is no search space; write {SYNTAX}")
-        space[_plain(key)] = _parameter(override, when, loader)
+        space[_plain(key)] = replace(_parameter(override, when, loader), entry=wild[1:])
     for word in overrides:
         override = _parsed(word, loader)
         key = _plain(override.get_key_element())
@@ -130,12 +136,49 @@ def settled(space: Mapping[str, Parameter], config: Callable[[str], Any]) -> dic
             low, high = distribution.low, distribution.high
             if type(config(key)) is int and low == int(low) and high == int(high):
                 distribution = IntDistribution(int(low), int(high), log=distribution.log)
-        found[key] = Parameter(parameter.key, distribution, when, parameter.group)
+        found[key] = replace(parameter, distribution=distribution, when=when)
     # A parameter whose condition names one that has gone is never there either.
     while gone := [key for key, one in found.items() if one.when is not None and one.when.name not in found]:
         for key in gone:
             del found[key]
     return found
+
+
+def expanded(parameter: Parameter, entries: Mapping[str, Entry]) -> dict[str, Parameter]:
+    """One parameter for each name of an option that is a mapping: what ``KEY.*`` stands for.
+
+    Args:
+        parameter: of the whole option.
+        entries: by name; the range ends at what makes a difference for each, and is left out where nothing of it does.
+    """
+    found = {}
+    for name, entry in entries.items():
+        distribution = _bounded(parameter.distribution, entry.most)
+        if distribution is not None:
+            key = f"{_plain(parameter.key)}.{name}"
+            found[key] = replace(parameter, distribution=distribution, entry=name)
+    return found
+
+
+def _bounded(distribution: BaseDistribution, most: int | None) -> BaseDistribution | None:
+    """A distribution up to an upper end; None where nothing of it is left."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if most is None:
+        return distribution
+    if isinstance(distribution, CategoricalDistribution):
+        left = [choice for choice in distribution.choices if not isinstance(choice, int | float) or choice <= most]
+        return CategoricalDistribution(left) if left else None
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    if distribution.low > most:
+        return None
+    low, step = distribution.low, distribution.step
+    high: float = min(distribution.high, most)
+    if step is not None and not distribution.log:
+        high = low + math.floor((high - low) / step + 1e-9) * step
+    if isinstance(distribution, IntDistribution):
+        return IntDistribution(int(low), int(high), log=distribution.log, step=distribution.step)
+    return FloatDistribution(low, high, log=distribution.log, step=distribution.step)
 
 
 def in_order(space: Mapping[str, Parameter]) -> Iterator[tuple[str, Parameter]]:
@@ -180,6 +223,20 @@ def values_of(distribution: BaseDistribution, points: int) -> list[Any]:
         inner = [low + (high - low) * share for share in shares[1:-1]]
     values = [low, *inner, high]
     return sorted({round(value) for value in values}) if isinstance(distribution, IntDistribution) else values
+
+
+def nearest(distribution: BaseDistribution, value: Any) -> Any:
+    """The value itself where a distribution has it, else the nearest one; the first, where nothing is near."""
+    try:
+        if distribution._contains(distribution.to_internal_repr(value)):
+            return value
+    except (ValueError, TypeError):
+        pass
+    values = values_of(distribution, 33)
+    numbers = [one for one in values if isinstance(one, int | float) and not isinstance(one, bool)]
+    if isinstance(value, int | float) and not isinstance(value, bool) and numbers:
+        return min(numbers, key=lambda one: abs(one - value))
+    return values[0]
 
 
 def _conditional(key: str, value: Mapping[str, Any]) -> tuple[Comparison | None, Any]:

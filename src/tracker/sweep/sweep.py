@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from tracker.codecs.base import Entry
 from tracker.component import locate
 from tracker.errors import TrackerError
 from tracker.scenarios.job import Job, read_job
@@ -18,13 +20,14 @@ from tracker.sweep.composing import Composer, overrides_of
 from tracker.sweep.history import History
 from tracker.sweep.outcome import Trials
 from tracker.sweep.plain import PlainTrials
-from tracker.sweep.planner import Planner, contains
+from tracker.sweep.planner import Planner
 from tracker.sweep.settings import SweepSettings, read_sweep
-from tracker.sweep.space import active, in_order, read_space, settled, values_of
+from tracker.sweep.space import Parameter, active, expanded, in_order, nearest, read_space, settled, values_of
 from tracker.sweep.storage import Storage, default_url
 from tracker.sweep.study import SharedStudy
 from tracker.tracking.run import flattened
 
+log = logging.getLogger("tracker")
 NOT_SIGNED = ("tracking", "device")  # sections that change nothing in what a trial finds
 
 
@@ -51,15 +54,17 @@ class Sweep:
         self.sampler = self.settings.built_sampler()
         space, self.fixed = read_space(self.settings.params, list(hydra.overrides.task), self.composer.loader)
         first = [f"{one.key}={values_of(one.distribution, 2)[0]}" for one in space.values() if one.group]
+        self.entries: dict[str, Entry] = {}
         self.space = settled(space, lambda key: self.composer.value([*self.fixed, *first], key))
         if not self.space:
             raise TrackerError(
                 "there is nothing to search: add +sweep=NAME, or vary a key, as 'codec.nnc.qp=range(-40,-8)'"
             )
+        job = read_job(self.config(self._base_point()), self.fixed, folder, started)
+        self.trials = self._trials(job)
+        self.space = self._fitting()
         self.base = self._base_point()
         config = self.config(self.base)
-        job = read_job(config, self.fixed, folder, started)
-        self.trials = self._trials(job)
         self._check(config)
         self.planner = Planner(self.settings, self.space, self.base, self.sampler, job.task.tolerance)
         self.most = min(self.settings.n_trials, len(self.planner.plan or range(self.settings.n_trials)))
@@ -93,9 +98,35 @@ class Sweep:
         for key, parameter in in_order(self.space):
             if not active(parameter, point):
                 continue
+            if parameter.entry == "*":
+                continue
             own = groups.get(key, self.composer.value([*self.fixed, *words], key))
-            point[key] = own if contains(parameter, own) else values_of(parameter.distribution, 3)[0]
+            if parameter.entry:
+                own = self.entries[key].value
+            point[key] = nearest(parameter.distribution, own)
         return point
+
+    def _fitting(self) -> dict[str, Parameter]:
+        """The space for this model: with a parameter for each layer that has one, without those that change nothing."""
+        config = self.config(self._base_point())
+        idle = self.trials.idle(config)
+        space: dict[str, Parameter] = {}
+        for key, parameter in self.space.items():
+            if parameter.entry:
+                option = parameter.key.lstrip("+")
+                entries = self.trials.entries(config, option)
+                own = expanded(parameter, entries)
+                if not own:
+                    raise TrackerError(f"{key}: the anchor has nothing that {option} could have a value for")
+                self.entries |= {name: entries[one.entry] for name, one in own.items()}
+                space |= own
+            elif key in idle:
+                log.info("%s is not searched: %s", key, idle[key])
+            else:
+                space[key] = parameter
+        if not space:
+            raise TrackerError(f"there is nothing to search: {key} changes nothing for this anchor ({idle[key]})")
+        return settled(space, lambda key: self.composer.value(self.fixed, key))
 
     def _trials(self, job: Job) -> Trials:
         """The scenario's own class for trials, or its function as it is."""

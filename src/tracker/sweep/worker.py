@@ -40,7 +40,6 @@ class Worker:
     def __init__(self, sweep: Sweep) -> None:
         self.sweep, self.settings, self.shared = sweep, sweep.settings, sweep.shared
         self.history, self.trials = sweep.history, sweep.trials
-        self.begun: set[str] = set()
         self.parent = str(self.shared.study.user_attrs[PARENT])
         name = "sweep/best_bytes" if sweep.objective == SIZE else f"sweep/best_{sweep.objective}"
         self.best = BestSoFar(self.trials.client, self.parent, name)
@@ -73,16 +72,14 @@ class Worker:
                 signals.check()
                 self.shared.await_change()
 
-    def _decided(self, trials: list[FrozenTrial]) -> dict[str, Any] | None:
+    def _decided(self, trials: list[FrozenTrial]) -> Mapping[str, Any] | None:
         """Whether another trial is begun at all, and what is tried next whatever the sampler thinks."""
         self.history.read(trials)
         self.best.note(self.history)
         self._check_failures()
         if reason := self._enough():
             raise _Enough(reason)
-        unfinished = [trial for trial in trials if trial.number not in self.history.past]
-        self.begun = {key_of(trial.params) for trial in unfinished if not trial.state.is_finished()}
-        return self.sweep.planner.propose(trials, self.history)
+        return self.sweep.planner.propose(self.history)
 
     def _sampler(self, place: int) -> BaseSampler:
         from optuna.exceptions import ExperimentalWarning
@@ -97,7 +94,7 @@ class Worker:
                 space,
                 self.sweep.planner.along,
                 self.history,
-                self.begun,
+                self.sweep.planner.tolerance,
             )
 
     def _enough(self) -> str:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     Predict = Callable[[Any], Tensor]
 
+ROUNDING = 1e-12  # by which a drop may seem to be beyond a tolerance that it reaches exactly
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -117,6 +119,10 @@ class Task(Component):
     def drop(self, anchor: float, decoded: float) -> float:
         """Anchor performance less decoded performance, signed so that worse is positive."""
         return anchor - decoded if self.higher_is_better else decoded - anchor
+
+    def beyond(self, drop: float) -> float:
+        """How far a drop lies beyond the tolerance; 0 or less where it is within, sums of floats taken into account."""
+        return drop - self.tolerance - ROUNDING
 
     def identity(self) -> dict[str, Any]:
         """What the measured values depend on, besides model and data."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tracker.tasks.base import ROUNDING
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -36,7 +38,7 @@ class Rejection:
         """
         self.low, self.width, self.count = lowest, highest - lowest, count
         # The allowance for rounding is that of the decision itself.
-        self.accepted = (tolerance + 1e-12 - lowest) / self.width
+        self.accepted = (tolerance + ROUNDING - lowest) / self.width
         self.needed = 1 / (1 - confidence)
         self.capital = 1.0
         self.seen, self.total, self.squares = 0, 0.0, 0.0
