@@ -14,12 +14,15 @@ from tracker.tracking import sqlite
 from tracker.tracking.store import SQLITE, database_file, without_password, without_secrets
 
 if TYPE_CHECKING:
-    from optuna.storages import BaseStorage, RDBStorage
+    from optuna.storages import BaseStorage
+    from sqlalchemy.engine import Engine
 
 JOURNAL, GRPC = "journal://", "grpc://"
 SECONDS_TO_CONNECT = 15
 SECONDS_FOR_SQLITE = 120  # a process waits so long for the others' writes
-DRIVERS = {"postgresql": "psycopg[binary]", "mysql": "pymysql"}
+SECONDS_FOR_MYSQL = 7 * 24 * 3600  # it has a lock for which one waits without end, MariaDB has not
+DRIVERS = {"postgresql": ("psycopg", "psycopg[binary]"), "mysql": ("pymysql", "pymysql")}  # module and package
+SERVER: dict[str, Any] = {"connect_args": {"connect_timeout": SECONDS_TO_CONNECT}, "pool_pre_ping": True}
 KINDS = "sqlite:///FILE, postgresql://..., mysql://..., journal://FILE or grpc://HOST:PORT"
 
 
@@ -49,21 +52,21 @@ class Storage:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         logging.getLogger("alembic").setLevel(logging.WARNING)
         self.url = url
-        if not url.startswith((SQLITE, JOURNAL, GRPC, *(f"{name}" for name in DRIVERS))):
+        if not url.startswith((SQLITE, JOURNAL, GRPC, *DRIVERS)):
             raise TrackerError(f"hydra.sweeper.storage={without_secrets(url)} is no storage; give {KINDS}")
         try:
-            file = self._file()
-            if file is not None:
+            if (file := self._file()) is not None:
                 file.parent.mkdir(parents=True, exist_ok=True)
-                with self.locked("setup"):
-                    self.backend = self._open()
-            else:
+            elif self.locks:
+                self.engine = self._engine()
+            with self.locked("setup"):
                 self.backend = self._open()
+            if not self.locks:
                 self.backend.get_all_studies()
         except TrackerError:
             raise
         except ModuleNotFoundError as error:
-            package = next((package for name, package in DRIVERS.items() if url.startswith(name)), error.name)
+            package = next((package for name, (_, package) in DRIVERS.items() if f"{name}://" in url), error.name)
             raise TrackerError(
                 f"hydra.sweeper.storage={without_secrets(url)} needs {error.name}; pip install '{package}'"
             ) from error
@@ -86,14 +89,25 @@ class Storage:
         from optuna.storages._cached_storage import _CachedStorage
 
         options: dict[str, Any] = {"connect_args": {"timeout": SECONDS_FOR_SQLITE}}
-        if not self.url.startswith(SQLITE):
-            options = {"connect_args": {"connect_timeout": SECONDS_TO_CONNECT}, "pool_pre_ping": True}
         file = database_file(self.url)
         if file is not None:
             sqlite.write_ahead(file)
             sqlite.quick_commits()
-        self.database: RDBStorage = RDBStorage(self.url, engine_kwargs=options)
-        return _CachedStorage(self.database)
+        else:
+            options = SERVER
+        return _CachedStorage(RDBStorage(self._database, engine_kwargs=options))
+
+    @property
+    def _database(self) -> str:
+        """The URL with the driver that the extras install; which one SQLAlchemy would take depends on its version."""
+        scheme, separator, rest = self.url.partition("://")
+        return f"{scheme}+{DRIVERS[scheme][0]}{separator}{rest}" if scheme in DRIVERS else self.url
+
+    def _engine(self) -> Engine:
+        """For locks, which are there before Optuna's tables: two processes that make these at once would fail."""
+        from sqlalchemy import create_engine
+
+        return create_engine(self._database, isolation_level="AUTOCOMMIT", **SERVER)
 
     def _proxy(self) -> BaseStorage:
         import grpc
@@ -151,12 +165,13 @@ class Storage:
         """PostgreSQL 13.3.5 Advisory Locks; MySQL 14.14 Locking Functions."""
         from sqlalchemy import text
 
-        take, give = ("SELECT pg_advisory_lock(:key)", "SELECT pg_advisory_unlock(:key)")
+        take, give = "SELECT 1 FROM pg_advisory_lock(:key)", "SELECT pg_advisory_unlock(:key)"
         if self.url.startswith("mysql"):
-            take = "SELECT GET_LOCK(CONCAT('tracker', :key), -1)"
+            take = f"SELECT GET_LOCK(CONCAT('tracker', :key), {SECONDS_FOR_MYSQL})"
             give = "SELECT RELEASE_LOCK(CONCAT('tracker', :key))"
-        with self.database.engine.connect() as connection:
-            connection.execute(text(take), {"key": key})
+        with self.engine.connect() as connection:
+            if connection.execute(text(take), {"key": key}).scalar() != 1:
+                raise TrackerError(f"hydra.sweeper.storage={self.shown} gives no lock; start the command again")
             try:
                 yield
             finally:
