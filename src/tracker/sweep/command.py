@@ -77,7 +77,7 @@ def launch(sweep: Sweep, launcher: Launcher, words: Sequence[str], here: bool) -
         if reason or sweep.shared.all_done(sweep.most):
             return reason
         if problems and (isinstance(problems[0], TrackerError) or ended == before):
-            raise problems[0]
+            raise _told(problems[0], sweep)
         before = ended
 
 
@@ -104,6 +104,20 @@ def _launched(
     for problem in problems:
         log.warning("a worker ended: %s", " ".join(str(problem).split())[:300] or type(problem).__name__)
     return problems, reason
+
+
+def _told(problem: Exception, sweep: Sweep) -> Exception:
+    """An error of a storage that went away, in words of this program; any other as it is."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import OperationalError
+
+    if not isinstance(problem, StorageInternalError | OperationalError):
+        return problem
+    reason = " ".join(str(problem.__cause__ or problem).split())[:200]
+    return TrackerError(
+        f"hydra.sweeper.storage={sweep.shared.storage.shown} was lost ({reason}); the same command goes on with the "
+        "study once it answers again"
+    )
 
 
 def varied(sweep: Sweep, overrides: Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,7 +75,8 @@ class Storage:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise TrackerError(
                 f"hydra.sweeper.storage={without_secrets(url)} cannot be reached "
-                f"({without_password(reason, url)[:200]}); start it, or give another: {KINDS}"
+                f"({without_password(reason, url)[:200]}); look whether it runs and whether address, user, password "
+                f"and database are right, or give another: {KINDS}"
             ) from error
 
     def _open(self) -> BaseStorage:
@@ -111,6 +113,7 @@ class Storage:
 
     def _proxy(self) -> BaseStorage:
         import grpc
+        from optuna.exceptions import ExperimentalWarning
         from optuna.storages import GrpcStorageProxy
 
         host, _, port = self.url.removeprefix(GRPC).rstrip("/").rpartition(":")
@@ -124,7 +127,9 @@ class Storage:
                     f"hydra.sweeper.storage={self.url} does not answer; start it by "
                     "optuna.storages.run_grpc_proxy_server"
                 ) from error
-        return GrpcStorageProxy(host=host, port=int(port))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return GrpcStorageProxy(host=host, port=int(port))
 
     def _file(self) -> Path | None:
         if self.url.startswith(JOURNAL):
@@ -152,7 +157,9 @@ class Storage:
         if file is not None:
             from filelock import FileLock
 
-            with FileLock(file.with_name(f"{file.name}.{zlib.crc32(what.encode()):08x}.lock")):
+            lock = file.with_name(f"{file.name}.{zlib.crc32(what.encode()):08x}.lock")
+            lock.touch()  # tells why it cannot be made; FileLock would try for ever
+            with FileLock(lock):
                 yield
         elif self.url.startswith(tuple(DRIVERS)):
             with self._advisory_lock(zlib.crc32(what.encode())):
