@@ -23,7 +23,6 @@ SECONDS_TO_CONNECT = 15
 SECONDS_FOR_SQLITE = 120  # a process waits so long for the others' writes
 SECONDS_FOR_MYSQL = 7 * 24 * 3600  # it has a lock for which one waits without end, MariaDB has not
 DRIVERS = {"postgresql": ("psycopg", "psycopg[binary]"), "mysql": ("pymysql", "pymysql")}  # module and package
-SERVER: dict[str, Any] = {"connect_args": {"connect_timeout": SECONDS_TO_CONNECT}, "pool_pre_ping": True}
 KINDS = "sqlite:///FILE, postgresql://..., mysql://..., journal://FILE or grpc://HOST:PORT"
 
 
@@ -96,7 +95,7 @@ class Storage:
             sqlite.write_ahead(file)
             sqlite.quick_commits()
         else:
-            options = SERVER
+            options = self._server_options
         return _CachedStorage(RDBStorage(self._database, engine_kwargs=options))
 
     @property
@@ -105,11 +104,18 @@ class Storage:
         scheme, separator, rest = self.url.partition("://")
         return f"{scheme}+{DRIVERS[scheme][0]}{separator}{rest}" if scheme in DRIVERS else self.url
 
+    @property
+    def _server_options(self) -> dict[str, Any]:
+        options: dict[str, Any] = {"connect_timeout": SECONDS_TO_CONNECT}
+        if self.url.startswith("postgresql"):
+            options["client_encoding"] = "utf8"  # psycopg gives bytes where the server's is SQL_ASCII
+        return {"connect_args": options, "pool_pre_ping": True}
+
     def _engine(self) -> Engine:
         """For locks, which are there before Optuna's tables: two processes that make these at once would fail."""
         from sqlalchemy import create_engine
 
-        return create_engine(self._database, isolation_level="AUTOCOMMIT", **SERVER)
+        return create_engine(self._database, isolation_level="AUTOCOMMIT", **self._server_options)
 
     def _proxy(self) -> BaseStorage:
         import grpc
