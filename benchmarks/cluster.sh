@@ -73,14 +73,15 @@ run_grpc() {
   local port=$((20000 + RANDOM % 20000))
   "$python" -W ignore -c "import optuna
 optuna.storages.run_grpc_proxy_server(
-    optuna.storages.RDBStorage('sqlite:///$scratch/behind.db'), host='127.0.0.1', port=$port)" &
+    optuna.storages.RDBStorage('sqlite:///$scratch/behind.db'), host='127.0.0.1', port=$port)" >/dev/null 2>&1 &
   local server=$!
   measure_joined grpc "grpc://127.0.0.1:$port"
   kill $server
 }
 
 measure_joined() { # NAME URL
-  local words="$(printf '%q ' "${sweep[@]}")"
+  local words
+  words="$(printf '%q ' "${sweep[@]}")"
   measure "$1" "$2" bash -c "sweep=($words); joined '$2'"
 }
 
