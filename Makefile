@@ -5,7 +5,7 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 TESTS ?= tests
 WORKERS ?= 2
 
-EXTRAS = timm,transformers,aimet,tensorflow,joblib
+EXTRAS = timm,transformers,aimet,tensorflow,joblib,slurm,ray,postgresql,mysql,dashboard
 
 .PHONY: demo test test-install extras lint types clean
 
@@ -18,7 +18,7 @@ test: $(VENV)/.installed-dev  ## set up what is missing and run the tests
 test-install: $(VENV)/.installed-dev  ## build the wheel, install it into an empty environment, run it there
 	$(VENV)/bin/python -m pytest -m install $(TESTS)
 
-extras: $(VENV)/.installed  ## what is optional: AIMET, TensorFlow, timm, transformers, the joblib launcher
+extras: $(VENV)/.installed  ## what is optional: AIMET, TensorFlow, timm, transformers, launchers, databases, optuna-dashboard
 	$(PIP) install --quiet -c constraints.txt -e ".[$(EXTRAS)]"
 
 lint: $(VENV)/.installed-dev

@@ -3,6 +3,7 @@
     python benchmarks/sweep.py search --data-root FOLDER [--anchor vdsr_set5] [--seeds 3] [--trials 60]
     python benchmarks/sweep.py loop --data-root FOLDER [--anchor resnet20_cifar10] [--seeds 3] [--trials 60]
     python benchmarks/sweep.py overhead [--trials 1000]
+    python benchmarks/sweep.py start [--anchor digits]
 
 search: every qp from -40 to -8 with all else at its default, encoded, decoded and evaluated on the whole search split;
 then ``+sweep=nnc`` with several seeds. Must hold: never above the scan's best, and in the median 5 % below it.
@@ -13,6 +14,8 @@ the time that the loop took to.
 
 overhead: trials of a scenario that takes no time, with SQLite and MLflow logging on. Must hold: under 150 ms a trial,
 and the last hundred no slower than 1.5 times the first.
+
+start: a second command that joins a running study. Must hold: its first trial begins within 10 s.
 """
 
 from __future__ import annotations
@@ -166,10 +169,45 @@ def overhead(trials: int) -> None:
     print(f"{whole:.0f} s in all, start, plots and tables included")
 
 
+def start(anchor: str, data_root: Path) -> None:
+    """Seconds from the start of a command until the first trial that it begins, of a study that another works on."""
+    import optuna
+
+    folder, others = tempfile.mkdtemp(), 100_000
+    command = [sys.executable, "-m", "tracker", "-m", f"anchor={anchor}", "+codec=nnc", "+sweep=nnc"]
+    command += [] if anchor == "digits" else [f"data.root={data_root}"]
+    command += [f"hydra.sweeper.n_trials={others}", "hydra.sweeper.study_name=s"]
+    command += ["hydra.sweeper.sampler=random", "hydra.sweeper.threads=1"]
+    url = f"sqlite:///{folder}/mlruns/optuna.db"
+
+    def begun(pid: int) -> float | None:
+        try:
+            trials = optuna.load_study(study_name="s", storage=url).trials
+        except KeyError:  # no study yet
+            return None
+        mine = [one for one in trials if one.system_attrs.get("tracker:owner", {}).get("pid") == pid]
+        return mine[0].datetime_start.timestamp() if mine else None
+
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for what in ("first", "second", "third"):
+            began = time.time()
+            processes.append(subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL))
+            while not Path(f"{folder}/mlruns/optuna.db").exists() or begun(processes[-1].pid) is None:
+                if processes[-1].poll() is not None:
+                    sys.exit("the command ended")
+                time.sleep(1)
+            seconds = (begun(processes[-1].pid) or 0) - began
+            print(f"{what} command: its first trial begins after {seconds:.1f} s (must hold: <= 10 where it joins)")
+    finally:
+        for process in processes:
+            process.kill()
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["search", "loop", "overhead"])
+    parser.add_argument("what", choices=["search", "loop", "overhead", "start"])
     parser.add_argument("--data-root", type=Path, default=os.environ.get("TRACKER_DATA", "."))
     parser.add_argument("--anchor", default="resnet20_cifar10")
     parser.add_argument("--seeds", type=int, default=3)
@@ -177,6 +215,8 @@ def main() -> None:
     words = parser.parse_args()
     if words.what == "overhead":
         overhead(words.trials or 1000)
+    elif words.what == "start":
+        start(words.anchor, Path(words.data_root).absolute())
     else:
         run = search if words.what == "search" else loop
         run(words.anchor, Path(words.data_root).absolute(), words.seeds, words.trials or 60)

@@ -24,8 +24,12 @@ BEATS_MISSED = 6  # before a trial counts as abandoned: nncodec keeps Python fro
 
 
 def this_process() -> dict[str, Any]:
-    """What identifies this process: machine, number, and when it began, since numbers are used again."""
-    return {"machine": _machine(), "pid": os.getpid(), "began": _began(os.getpid())}
+    """What identifies this process: machine, number, and when it began, since numbers are used again.
+
+    For people also the SLURM job and its node.
+    """
+    slurm = {name: os.environ[name] for name in ("SLURM_JOB_ID", "SLURMD_NODENAME") if name in os.environ}
+    return {"machine": _machine(), "pid": os.getpid(), "began": _began(os.getpid()), **slurm}
 
 
 def is_gone(owner: dict[str, Any]) -> bool | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,34 +50,47 @@ def run_sweep(config: DictConfig, launcher: Launcher) -> dict[str, Any]:
                 "+cluster=local (or slurm, ray)"
             )
         with SweepRun(sweep) as run:
-            reason = launch(sweep, launcher, here)
+            words = [*sweep.fixed, *([] if here else varied(sweep, config.hydra.overrides.task))]
+            reason = launch(sweep, launcher, words, here)
             return finish(sweep, run, reason, Path(scratch))
 
 
-def launch(sweep: Sweep, launcher: Launcher, here: bool) -> str:
-    """Start workers until no trial is left, again where some of them were killed; why they ended early, if they did."""
+def launch(sweep: Sweep, launcher: Launcher, words: Sequence[str], here: bool) -> str:
+    """Start workers until no trial is left, again where some of them were killed.
+
+    Args:
+        sweep: set up.
+        launcher: Hydra's.
+        words: overrides of each worker.
+        here: whether the only worker is this process.
+
+    Returns:
+        Why they ended early, if they did.
+    """
     before, number = -1, 0
     while True:
         ended = len(sweep.shared.finished())
         if sweep.shared.all_done(sweep.most):
             return ""
-        problems, reason = _launched(sweep, launcher, here, number)
+        problems, reason = _launched(sweep, launcher, words, here, number)
         number += sweep.settings.n_jobs
         if reason or sweep.shared.all_done(sweep.most):
             return reason
         if problems and (isinstance(problems[0], TrackerError) or ended == before):
-            raise problems[0]
+            raise _told(problems[0], sweep)
         before = ended
 
 
-def _launched(sweep: Sweep, launcher: Launcher, here: bool, number: int) -> tuple[list[Exception], str]:
+def _launched(
+    sweep: Sweep, launcher: Launcher, words: Sequence[str], here: bool, number: int
+) -> tuple[list[Exception], str]:
     """One batch of workers: what went wrong with some, and why they ended early."""
     if here:
         prepared.append(sweep)
     problems: list[Exception] = []
     reason = ""
     try:
-        for job in launcher.launch([list(sweep.fixed)] * sweep.settings.n_jobs, initial_job_idx=number):
+        for job in launcher.launch([list(words)] * sweep.settings.n_jobs, initial_job_idx=number):
             try:
                 reason = reason or job.return_value
             except Exception as error:
@@ -88,12 +102,38 @@ def _launched(sweep: Sweep, launcher: Launcher, here: bool, number: int) -> tupl
     finally:
         prepared.clear()
     for problem in problems:
-        log.warning("a worker ended: %s", str(problem).splitlines()[0] if str(problem) else type(problem).__name__)
+        log.warning("a worker ended: %s", " ".join(str(problem).split())[:300] or type(problem).__name__)
     return problems, reason
+
+
+def _told(problem: Exception, sweep: Sweep) -> Exception:
+    """An error of a storage that went away, in words of this program; any other as it is."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import OperationalError
+
+    if not isinstance(problem, StorageInternalError | OperationalError):
+        return problem
+    reason = " ".join(str(problem.__cause__ or problem).split())[:200]
+    return TrackerError(
+        f"hydra.sweeper.storage={sweep.shared.storage.shown} was lost ({reason}); the same command goes on with the "
+        "study once it answers again"
+    )
+
+
+def varied(sweep: Sweep, overrides: Sequence[str]) -> list[str]:
+    """What the command line varies, as a word that a launcher hands on: it takes no word in sweep syntax for a job."""
+    from hydra.core.override_parser.types import Override, Quote, QuotedString
+
+    spaces: dict[str, Any] = {}
+    for key, _, value in (word.partition("=") for word in overrides if word not in sweep.fixed):
+        space = QuotedString(value, Quote.single)
+        spaces[key] = {"space": space} if isinstance(sweep.settings.params.get(key), Mapping) else space
+    return [f"++hydra.sweeper.params={Override._get_value_element_as_str(spaces)}"] if spaces else []
 
 
 def work(hydra: DictConfig, folder: Path, started: float) -> str:
     """A worker's job, in whatever process the launcher put it."""
+    # Before anything is measured; the command that started this worker has checked both.
+    share_threads(int(hydra.sweeper.n_jobs), hydra.sweeper.threads)
     sweep = prepared[0] if prepared else Sweep(hydra, folder, started)
-    share_threads(sweep.settings.n_jobs, sweep.settings.threads)
     return Worker(sweep).work()

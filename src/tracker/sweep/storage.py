@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +15,14 @@ from tracker.tracking import sqlite
 from tracker.tracking.store import SQLITE, database_file, without_password, without_secrets
 
 if TYPE_CHECKING:
-    from optuna.storages import BaseStorage, RDBStorage
+    from optuna.storages import BaseStorage
+    from sqlalchemy.engine import Engine
 
 JOURNAL, GRPC = "journal://", "grpc://"
 SECONDS_TO_CONNECT = 15
 SECONDS_FOR_SQLITE = 120  # a process waits so long for the others' writes
-DRIVERS = {"postgresql": "psycopg[binary]", "mysql": "pymysql"}
+SECONDS_FOR_MYSQL = 7 * 24 * 3600  # it has a lock for which one waits without end, MariaDB has not
+DRIVERS = {"postgresql": ("psycopg", "psycopg[binary]"), "mysql": ("pymysql", "pymysql")}  # module and package
 KINDS = "sqlite:///FILE, postgresql://..., mysql://..., journal://FILE or grpc://HOST:PORT"
 
 
@@ -49,21 +52,21 @@ class Storage:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         logging.getLogger("alembic").setLevel(logging.WARNING)
         self.url = url
-        if not url.startswith((SQLITE, JOURNAL, GRPC, *(f"{name}" for name in DRIVERS))):
+        if not url.startswith((SQLITE, JOURNAL, GRPC, *DRIVERS)):
             raise TrackerError(f"hydra.sweeper.storage={without_secrets(url)} is no storage; give {KINDS}")
         try:
-            file = self._file()
-            if file is not None:
+            if (file := self._file()) is not None:
                 file.parent.mkdir(parents=True, exist_ok=True)
-                with self.locked("setup"):
-                    self.backend = self._open()
-            else:
+            elif self.locks:
+                self.engine = self._engine()
+            with self.locked("setup"):
                 self.backend = self._open()
+            if not self.locks:
                 self.backend.get_all_studies()
         except TrackerError:
             raise
         except ModuleNotFoundError as error:
-            package = next((package for name, package in DRIVERS.items() if url.startswith(name)), error.name)
+            package = next((package for name, (_, package) in DRIVERS.items() if f"{name}://" in url), error.name)
             raise TrackerError(
                 f"hydra.sweeper.storage={without_secrets(url)} needs {error.name}; pip install '{package}'"
             ) from error
@@ -71,7 +74,8 @@ class Storage:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise TrackerError(
                 f"hydra.sweeper.storage={without_secrets(url)} cannot be reached "
-                f"({without_password(reason, url)[:200]}); start it, or give another: {KINDS}"
+                f"({without_password(reason, url)[:200]}); look whether it runs and whether address, user, password "
+                f"and database are right, or give another: {KINDS}"
             ) from error
 
     def _open(self) -> BaseStorage:
@@ -86,17 +90,36 @@ class Storage:
         from optuna.storages._cached_storage import _CachedStorage
 
         options: dict[str, Any] = {"connect_args": {"timeout": SECONDS_FOR_SQLITE}}
-        if not self.url.startswith(SQLITE):
-            options = {"connect_args": {"connect_timeout": SECONDS_TO_CONNECT}, "pool_pre_ping": True}
         file = database_file(self.url)
         if file is not None:
             sqlite.write_ahead(file)
             sqlite.quick_commits()
-        self.database: RDBStorage = RDBStorage(self.url, engine_kwargs=options)
-        return _CachedStorage(self.database)
+        else:
+            options = self._server_options
+        return _CachedStorage(RDBStorage(self._database, engine_kwargs=options))
+
+    @property
+    def _database(self) -> str:
+        """The URL with the driver that the extras install; which one SQLAlchemy would take depends on its version."""
+        scheme, separator, rest = self.url.partition("://")
+        return f"{scheme}+{DRIVERS[scheme][0]}{separator}{rest}" if scheme in DRIVERS else self.url
+
+    @property
+    def _server_options(self) -> dict[str, Any]:
+        options: dict[str, Any] = {"connect_timeout": SECONDS_TO_CONNECT}
+        if self.url.startswith("postgresql"):
+            options["client_encoding"] = "utf8"  # psycopg gives bytes where the server's is SQL_ASCII
+        return {"connect_args": options, "pool_pre_ping": True}
+
+    def _engine(self) -> Engine:
+        """For locks, which are there before Optuna's tables: two processes that make these at once would fail."""
+        from sqlalchemy import create_engine
+
+        return create_engine(self._database, isolation_level="AUTOCOMMIT", **self._server_options)
 
     def _proxy(self) -> BaseStorage:
         import grpc
+        from optuna.exceptions import ExperimentalWarning
         from optuna.storages import GrpcStorageProxy
 
         host, _, port = self.url.removeprefix(GRPC).rstrip("/").rpartition(":")
@@ -110,7 +133,9 @@ class Storage:
                     f"hydra.sweeper.storage={self.url} does not answer; start it by "
                     "optuna.storages.run_grpc_proxy_server"
                 ) from error
-        return GrpcStorageProxy(host=host, port=int(port))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return GrpcStorageProxy(host=host, port=int(port))
 
     def _file(self) -> Path | None:
         if self.url.startswith(JOURNAL):
@@ -138,7 +163,9 @@ class Storage:
         if file is not None:
             from filelock import FileLock
 
-            with FileLock(file.with_name(f"{file.name}.{zlib.crc32(what.encode()):08x}.lock")):
+            lock = file.with_name(f"{file.name}.{zlib.crc32(what.encode()):08x}.lock")
+            lock.touch()  # tells why it cannot be made; FileLock would try for ever
+            with FileLock(lock):
                 yield
         elif self.url.startswith(tuple(DRIVERS)):
             with self._advisory_lock(zlib.crc32(what.encode())):
@@ -151,12 +178,13 @@ class Storage:
         """PostgreSQL 13.3.5 Advisory Locks; MySQL 14.14 Locking Functions."""
         from sqlalchemy import text
 
-        take, give = ("SELECT pg_advisory_lock(:key)", "SELECT pg_advisory_unlock(:key)")
+        take, give = "SELECT 1 FROM pg_advisory_lock(:key)", "SELECT pg_advisory_unlock(:key)"
         if self.url.startswith("mysql"):
-            take = "SELECT GET_LOCK(CONCAT('tracker', :key), -1)"
+            take = f"SELECT GET_LOCK(CONCAT('tracker', :key), {SECONDS_FOR_MYSQL})"
             give = "SELECT RELEASE_LOCK(CONCAT('tracker', :key))"
-        with self.database.engine.connect() as connection:
-            connection.execute(text(take), {"key": key})
+        with self.engine.connect() as connection:
+            if connection.execute(text(take), {"key": key}).scalar() != 1:
+                raise TrackerError(f"hydra.sweeper.storage={self.shown} gives no lock; start the command again")
             try:
                 yield
             finally:
