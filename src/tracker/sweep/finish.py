@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -170,4 +171,5 @@ def show(sweep: Sweep, run: SweepRun, best: Past | None, found: Mapping[str, Any
             verdict = "transparent" if found["transparent"] else "NOT transparent"
             log.info("on the report split: drop %.4g: %s", found["drop"], verdict)
     log.info("run %s · %s", run.id, ui_command(sweep.trials.uri))
-    log.info("optuna-dashboard %s", sweep.shared.storage.shown)
+    if sweep.shared.storage.for_dashboard:
+        log.info("optuna-dashboard %s", shlex.quote(sweep.shared.storage.for_dashboard))

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from tracker.sweep.parent import SweepRun
     from tracker.sweep.sweep import Sweep
 
+MOST_IN_PAIRS = 4
+HEIGHT = 480  # of an interactive plot, in pixels
 GOOD, BAD, UNKNOWN = "#2a7f3f", "#c0392b", "#9a9a9a"
 
 
@@ -52,19 +54,59 @@ def _optuna_plots(sweep: Sweep) -> list[tuple[str, Any, Callable[[Path], None]]]
     first: Callable[[Any], float] = lambda trial: trial.values[0]  # noqa: E731
     several = {"target": first, "target_name": sweep.objective} if len(sweep.settings.objectives) > 1 else {}
     wanted = [("history", "plot_optimization_history"), ("importances", "plot_param_importances")]
-    if sum(len({past.params.get(key) for past in complete}) > 1 for key in sweep.space) > 1:
+    chosen = _most_important(sweep, complete, first)
+    if len(chosen) > 1:
         wanted.append(("contour", "plot_contour"))
     found = []
     for name, function in wanted:
+        options = {**several, "params": chosen} if name == "contour" else several
         try:
             with warnings.catch_warnings(), pyplot.style.context("default"):  # Optuna sets a style for good
                 warnings.simplefilter("ignore")
-                interactive = getattr(plotly, function)(study, **several)
-                axes = getattr(matplotlib, function)(study, **several)
+                interactive = getattr(plotly, function)(study, **options)
+                axes = getattr(matplotlib, function)(study, **options)
         except (ValueError, RuntimeError):  # too few trials, or all of them alike
             continue
+        if name == "contour":
+            _spread(interactive, axes, len(chosen))
         found.append((name, interactive, _saver(axes)))
     return found
+
+
+def _most_important(sweep: Sweep, complete: list[Past], target: Callable[[Any], float]) -> list[str]:
+    """The parameters for a plot of all pairs, which more of them would make unreadable."""
+    from optuna.importance import get_param_importances
+
+    varied = [key for key in sweep.space if len({str(past.params.get(key)) for past in complete}) > 1]
+    if len(varied) <= MOST_IN_PAIRS:
+        return varied
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importances = get_param_importances(sweep.shared.study, params=varied, target=target)
+    except (ValueError, RuntimeError):  # parameters that only some trials have
+        return varied[:MOST_IN_PAIRS]
+    return list(importances)[:MOST_IN_PAIRS]
+
+
+def _spread(interactive: Any, axes: Any, count: int) -> None:
+    """Room for all pairs, and the names of parameters without what they have in common."""
+    interactive.update_layout(height=240 * count)
+    interactive.for_each_xaxis(lambda axis: axis.update(title_text=_short(axis.title.text)))
+    interactive.for_each_yaxis(lambda axis: axis.update(title_text=_short(axis.title.text)))
+    for one in getattr(axes, "flat", [axes]):
+        one.set_xlabel(_short(one.get_xlabel()))
+        one.set_ylabel(_short(one.get_ylabel()))
+    if hasattr(axes, "flat"):
+        figure = axes.flat[0].figure
+        figure.set_size_inches(3.2 * count, 2.8 * count)
+        figure.subplots_adjust(hspace=0.25, wspace=0.25, right=0.74)  # the bar of colours stands beyond
+        for one in axes.flat:
+            one.label_outer()
+
+
+def _short(key: str | None) -> str:
+    return (key or "").removeprefix("codec.")
 
 
 def _saver(axes: Any) -> Callable[[Path], None]:
@@ -194,7 +236,9 @@ def _values(past: Past) -> str:
 def _write_page(path: Path, title: str, figures: list[tuple[str, Any]]) -> None:
     """One page with all plots, and Plotly's script in it once, so that it opens without a network."""
     parts = [
-        figure.to_html(full_html=False, include_plotlyjs=index == 0, default_height="480px")
+        figure.to_html(
+            full_html=False, include_plotlyjs=index == 0, default_height=f"{figure.layout.height or HEIGHT}px"
+        )
         for index, (_, figure) in enumerate(figures)
     ]
     path.write_text(

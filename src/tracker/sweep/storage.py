@@ -143,6 +143,13 @@ class Storage:
         return database_file(self.url)
 
     @property
+    def for_dashboard(self) -> str:
+        """What optuna-dashboard is to be given; empty where it cannot open it."""
+        if self.url.startswith(JOURNAL):
+            return self.url.removeprefix(JOURNAL)
+        return "" if self.url.startswith(GRPC) else self.shown
+
+    @property
     def shown(self) -> str:
         """The URL as it may be shown."""
         return without_secrets(self.url)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tracker")
 FAILURES_BEFORE_STOPPING = 3
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")
 
 
 class _Enough(Exception):
@@ -262,10 +263,17 @@ def share_threads(workers: int, threads: int | None) -> None:
         workers: on this machine.
         threads: of each; None: as many as there are, shared out.
     """
+    if workers == 1 and threads is None:
+        return
     import torch
+    from threadpoolctl import threadpool_limits
 
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(threads or max(1, available // workers))
+    count = threads or max(1, available // workers)
+    for name in THREADS:
+        os.environ.setdefault(name, str(count))  # for what is imported later
+    threadpool_limits(count)
+    torch.set_num_threads(count)
 
 
 def _short(value: Any) -> str:
