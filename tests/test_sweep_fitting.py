@@ -227,3 +227,19 @@ def test_a_wildcard_that_stands_for_nothing_is_refused(here: Here, ready: Path) 
     assert done.returncode != 0
     assert "error: codec.nnc.sparsity.*: the anchor has nothing" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("codec", "bound"),
+    [
+        ("[svd,nnc]", "svd/layers<=1"),
+        ("[finetune,nnc]", "finetune/epoch<=-1"),
+    ],
+)
+def test_what_transforms_log_can_be_bounded(codec: str, bound: str, here: Here, ready: Path) -> None:
+    """Each trial logs it, or the sweep would stop for failures; none keeps these bounds."""
+    words = ("-m", f"+codec={codec}", "hydra/sweeper=tracker", "codec.nnc.qp=-20,-16", "hydra.sweeper.n_trials=2")
+    extra = ("codec.finetune.epochs=1",) if "finetune" in codec else ()
+    done = here(*words, *extra, f'hydra.sweeper.constraints=["{bound}"]')
+    assert done.returncode == 0, done.stderr
+    assert "no trial kept the constraints" in done.stderr

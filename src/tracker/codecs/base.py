@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -202,6 +202,10 @@ class Transform(Stage):
         Returns:
             The model, where names and shapes of its tensors stay as they are; else a `Transformed`.
         """
+
+    def logged(self) -> Collection[str]:
+        """Names that its `Transformed.metrics` may have: what a sweep may bound."""
+        return ()
 
 
 class Coder(Stage):

@@ -61,6 +61,11 @@ class Finetune(Transform):
         super().check_model(model, framework)
         parameters_of(model)
 
+    def logged(self) -> list[str]:
+        """See `Transform.logged`."""
+        names = ("loss_before", "loss_after", "agreement_before", "agreement_after", "epoch")
+        return [f"finetune/{name}" for name in names]
+
     def apply(self, model: Any, context: Context) -> Transformed:
         """Train the model, and keep its best state.
 

@@ -106,6 +106,11 @@ class QuantSim(Transform):
         wanted = [name for name in layers if name not in self.ignore] if option == "bits_per_layer" else []
         return {name: Entry(self.bits_per_layer.get(name, self.bits)) for name in wanted}
 
+    def logged(self) -> list[str]:
+        """See `Transform.logged`."""
+        names = ("bits", "quantised_percent", "folded_norms", "equalised_groups", "sqnr_db")
+        return [f"quantsim/{name}" for name in names]
+
     def prepare(self) -> None:
         """Import AIMET."""
         aimet.load()

@@ -98,6 +98,11 @@ class ByLayer(Transform):
     def types() -> tuple[type[nn.Module], ...]:
         """The PyTorch layers that the transform is for."""
 
+    def logged(self) -> list[str]:
+        """See `Transform.logged`."""
+        more = ("scores_computed", "scores_reused") if self.mode == "auto" else ()
+        return [f"{self.key}/{name}" for name in ("layers", "agreement", *more)]
+
     def entries(self, option: str, model: Any, tensors: Mapping[str, Tensor]) -> Mapping[str, Entry]:
         """A ratio for each layer that the transform is for."""
         found = self._own(model) if option == "ratios" else {}

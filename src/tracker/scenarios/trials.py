@@ -79,7 +79,10 @@ class CompressionTrials(Trials):
         """See `Trials.metrics`."""
         codec, measured = self._codec(config), self.anchor.evaluation.metrics
         names = {f"{name}/{which}" for name in measured for which in ("anchor", "decoded")}
-        names |= {f"size/after_{stage}_bytes" for stage in codec.stages} | {f"time/{stage}_s" for stage in codec.stages}
+        for stage in codec.stages:
+            names |= {f"size/after_{stage}_bytes", f"time/{stage}_s"}
+        for transform_stage in codec.transforms.values():
+            names |= set(transform_stage.logged())
         return names | METRICS
 
     def idle(self, config: Mapping[str, Any]) -> Mapping[str, str]:
