@@ -60,8 +60,8 @@ def test_layers_without_a_rank_that_saves_are_not_searched() -> None:
     assert set(svd.entries("ratios", model, state)) == {"0", "2"}
     ranks = svd.entries("ranks", model, state)
     assert {name: entry.most for name, entry in ranks.items()} == {
-        "0": largest_rank((4, 1, 3, 3), "spatial_svd"),
-        "2": largest_rank((32, 4, 3, 3), "spatial_svd"),
+        "0": largest_rank((4, 1, 3, 3), "spatial_svd") + 1,  # which leaves the layer as it is
+        "2": largest_rank((32, 4, 3, 3), "spatial_svd") + 1,
     }
     assert set(weight_svd.entries("ranks", model, state)) == {"2"}  # conv 0 has one input; the linear layer is ignored
     assert svd.entries("layers", model, state) == {}

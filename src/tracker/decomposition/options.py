@@ -210,12 +210,15 @@ class Decomposition(ByLayer):
             keras_side().check(self, model)
 
     def entries(self, option: str, model: Any, tensors: Mapping[str, Tensor]) -> Mapping[str, Entry]:
-        """A ratio or a rank for each layer; ranks for those only where some rank saves weights."""
+        """A ratio or a rank for each layer; ranks for those only where some rank saves weights.
+
+        The first rank that does not is the last to be searched: it leaves the layer as it is.
+        """
         if option != "ranks":
             return super().entries(option, model, tensors)
         shapes = {name: tensors[f"{name}.weight"].shape for name in self._own(model) if f"{name}.weight" in tensors}
         most = {name: largest_rank(tuple(shape), self.kind) for name, shape in shapes.items()}
-        return {name: Entry(self.ranks.get(name, rank), rank) for name, rank in most.items() if rank > 0}
+        return {name: Entry(self.ranks.get(name, rank + 1), rank + 1) for name, rank in most.items() if rank > 0}
 
     def apply(self, model: Any, context: Context) -> Transformed:
         """The model with its layers decomposed.
