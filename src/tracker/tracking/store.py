@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 DEFAULT_URI = "sqlite:///mlruns/mlflow.db"
 SQLITE = "sqlite:///"
+DATABASES = ("postgresql", "mysql", "mssql")  # servers that MLflow reaches through SQLAlchemy
 
 
 def tracking_uri() -> str:
@@ -109,6 +110,7 @@ def connect(uri: str) -> MlflowClient:
     sqlite.quick_commits()
     try:
         mlflow.set_tracking_uri(uri)
+        _check_database(uri)
         if file is None:
             client = MlflowClient(uri)
             client.search_experiments(max_results=1)
@@ -131,6 +133,22 @@ def connect(uri: str) -> MlflowClient:
             f"the MLflow store {without_secrets(uri)} cannot be opened: {without_password(reason, uri)[:200]}; "
             "set MLFLOW_TRACKING_URI to a server's address, or leave it out for a file below mlruns/"
         ) from error
+
+
+def _check_database(uri: str) -> None:
+    """Open a database once: MLflow would try for 100 seconds before it tells what is wrong."""
+    file = database_file(uri)
+    if file is not None and not file.exists():
+        return
+    if file is None and not uri.startswith(DATABASES):
+        return
+    from sqlalchemy import create_engine, inspect
+
+    engine = create_engine(uri)
+    try:
+        inspect(engine).get_table_names()
+    finally:
+        engine.dispose()
 
 
 def _create(file: Path) -> None:
