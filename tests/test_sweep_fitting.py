@@ -192,14 +192,19 @@ def test_too_few_trials_make_no_model() -> None:
     assert not Frontier(SPACE, [best], best, TOLERANCE).ready
 
 
-def test_a_search_over_each_tensor_runs_again_to_the_same_bytes(here: Here, ready: Path) -> None:
-    """Names with dots, as the command line and the working point's file write them."""
-    (ready / "conf" / "sweep").mkdir(parents=True)
-    (ready / "conf" / "sweep" / "tensors.yaml").write_text(
+def search_space(folder: Path, name: str, parameter: str) -> None:
+    """A sweep of the user's own, for --config-dir conf."""
+    (folder / "conf" / "sweep").mkdir(parents=True)
+    (folder / "conf" / "sweep" / f"{name}.yaml").write_text(
         "# @package _global_\n"
         "defaults:\n  - override /hydra/sweeper: tracker\n"
-        "hydra:\n  sweeper:\n    params:\n      codec.nnc.qp_per_tensor.*: range(-34,-28,2)\n"
+        f"hydra:\n  sweeper:\n    params:\n      {parameter}\n"
     )
+
+
+def test_a_search_over_each_tensor_runs_again_to_the_same_bytes(here: Here, ready: Path) -> None:
+    """Names with dots, as the command line and the working point's file write them."""
+    search_space(ready, "tensors", "codec.nnc.qp_per_tensor.*: range(-34,-28,2)")
     done = here(
         *("--config-dir", "conf", "-m", "+codec=nnc", "+sweep=tensors", "hydra.sweeper.n_trials=4"),
         *("hydra.sweeper.study_name=s", "hydra.sweeper.sampler=random"),
@@ -217,12 +222,7 @@ def test_a_search_over_each_tensor_runs_again_to_the_same_bytes(here: Here, read
 
 
 def test_a_wildcard_that_stands_for_nothing_is_refused(here: Here, ready: Path) -> None:
-    (ready / "conf" / "sweep").mkdir(parents=True)
-    (ready / "conf" / "sweep" / "nothing.yaml").write_text(
-        "# @package _global_\n"
-        "defaults:\n  - override /hydra/sweeper: tracker\n"
-        "hydra:\n  sweeper:\n    params:\n      codec.nnc.sparsity.*: range(0,0.5,0.1)\n"
-    )
+    search_space(ready, "nothing", "codec.nnc.sparsity.*: range(0,0.5,0.1)")
     done = here("--config-dir", "conf", "-m", "+codec=nnc", "+sweep=nothing")
     assert done.returncode != 0
     assert "error: codec.nnc.sparsity.*: the anchor has nothing" in done.stderr

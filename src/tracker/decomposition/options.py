@@ -246,8 +246,7 @@ def largest_rank(shape: tuple[int, ...], kind: str) -> int:
         first, second = into * kernel[0], out * kernel[1]
     else:
         first, second = into, out * math.prod(kernel)
-    most = first if kind == "weight_svd" else min(first, second)
-    return min(most, (math.prod(shape) - 1) // (first + second))
+    return (math.prod(shape) - 1) // (first + second)  # always below the full rank, at which a pair is larger
 
 
 def keras_side() -> Any:

@@ -60,14 +60,14 @@ class Planner:
     def _first(self, history: History) -> Iterator[Mapping[str, Any] | None]:
         """What comes before the sampler, one after the other."""
         yield self.base
-        yield self._next_along(self.base, history)
+        yield self._next_along(self.base, history, first=True)
         best = found = self._best_along(history)
         for known in self.known:
             point = self._completed(known, best)
             yield point
             best = smallest([best, point], history) or best
         if best is not found:
-            yield self._next_along(best, history)
+            yield self._next_along(best, history, first=found is self.base)
 
     def coarser(self, params: Mapping[str, Any], history: History, size: float) -> Past | None:
         """An earlier trial that was the same but coarser, and no smaller than ``size``: then this one is not either."""
@@ -81,11 +81,13 @@ class Planner:
                 return past
         return None
 
-    def _next_along(self, start: Mapping[str, Any], history: History) -> Mapping[str, Any] | None:
-        """The next point of the search along one parameter, the others as in ``start``."""
+    def _next_along(self, start: Mapping[str, Any], history: History, first: bool) -> Mapping[str, Any] | None:
+        """The next point of the search along one parameter, the others as in ``start``.
+
+        Unless it is the first that finds anything, ``start`` is nearly where it will end.
+        """
         if self.along is None or self.along not in start:
             return None
-        first = start is self.base or self._best_along(history) is self.base  # else it is nearly where it will end
         points = self._line(start)
         state: dict[int, str] = {}
         for index, key in enumerate(map(key_of, points)):

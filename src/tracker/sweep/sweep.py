@@ -60,9 +60,10 @@ class Sweep:
             raise TrackerError(
                 "there is nothing to search: add +sweep=NAME, or vary a key, as 'codec.nnc.qp=range(-40,-8)'"
             )
-        job = read_job(self.config(self._base_point()), self.fixed, folder, started)
+        config = self.config(self._base_point())
+        job = read_job(config, self.fixed, folder, started)
         self.trials = self._trials(job)
-        self.space = self._fitting()
+        self.space = self._fitting(config)
         self.base = self._base_point()
         config = self.config(self.base)
         self._check(config)
@@ -106,9 +107,8 @@ class Sweep:
             point[key] = nearest(parameter.distribution, own)
         return point
 
-    def _fitting(self) -> dict[str, Parameter]:
+    def _fitting(self, config: Mapping[str, Any]) -> dict[str, Parameter]:
         """The space for this model: with a parameter for each layer that has one, without those that change nothing."""
-        config = self.config(self._base_point())
         idle = self.trials.idle(config)
         space: dict[str, Parameter] = {}
         for key, parameter in self.space.items():
