@@ -45,7 +45,16 @@ class Bench:
     Everything that can be refused is refused in `__init__`, before a run is made.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, eager: bool = True) -> None:
+        """Read, build and check.
+
+        Args:
+            job: the configuration.
+            eager: import what the task and the codec need at once; otherwise `load` does it.
+
+        Raises:
+            TrackerError: something in it cannot work.
+        """
         self.job = job
         self.framework = load_framework(job.anchor.framework)
         self.device = models.choose_device(job.settings.device)
@@ -61,10 +70,10 @@ class Bench:
         architecture = self.framework.describe(self.model)
         self.task_sha256 = anchors.task_digest(job, architecture, self.data_sha256, self.device)
         self.batches = Batches(self.samples, job.anchor, job.task)
-        # Imports that take seconds, here: another process may still be making the store, and they are in nobody's time.
-        job.task.prepare()
         if job.codec is not None:
             self.check(job.codec)
+        if eager:  # another process may still be making the store, and here they are in nobody's time
+            self.load(job.codec)
         self.uri = store.tracking_uri()
         self.client: MlflowClient = store.connect(self.uri)
         name = job.settings.tracking.experiment or job.anchor.name
@@ -81,12 +90,16 @@ class Bench:
         return 4 * self.parameters
 
     def check(self, codec: Codec) -> None:
-        """Refuse a codec that cannot work on this anchor, and import what it needs."""
-        stages = (*codec.transforms.values(), codec.coder)
-        for stage in stages:
+        """Refuse a codec that cannot work on this anchor."""
+        for stage in (*codec.transforms.values(), codec.coder):
             stage.check_model(self.model, self.job.anchor.framework)
-        for stage in stages:
-            stage.prepare()
+
+    def load(self, codec: Codec | None) -> None:
+        """The imports of the task and of a codec's stages, which take seconds the first time."""
+        self.job.task.prepare()
+        if codec is not None:
+            for stage in (*codec.transforms.values(), codec.coder):
+                stage.prepare()
 
     def anchor(self) -> LoggedAnchor:
         """The anchor's run, found again or made now."""
@@ -96,6 +109,7 @@ class Bench:
 
     def _log_anchor(self) -> LoggedAnchor:
         """Evaluate the anchor and log it: a run of kind ``anchor``."""
+        self.load(None)
         watch = Stopwatch()
         with self.start(self.job, "anchor", "anchor", {}) as run:
             with watch("evaluate"):

@@ -52,7 +52,8 @@ class CompressionTrials(Trials):
     covered = ("anchor", "data", "task", "transparency", "seed")
 
     def __init__(self, job: Job) -> None:
-        self.bench = Bench(searching(job))
+        # A worker that joins has its first trial before the seconds that the imports take.
+        self.bench = Bench(searching(job), eager=False)
         self.job = self.bench.job
         self.client, self.uri, self.experiment = self.bench.client, self.bench.uri, self.bench.experiment
         self.anchor = self.bench.anchor()
@@ -115,6 +116,7 @@ class CompressionTrials(Trials):
         """See `Trials.measure`."""
         codec = self._codec(config)
         self.bench.check(codec)
+        self.bench.load(codec)
         scratch = Path(tempfile.mkdtemp(prefix="trial-", dir=self.job.folder))
         try:
             return _Measurement(self, config, codec, limits, scratch).outcome()
