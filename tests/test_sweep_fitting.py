@@ -20,13 +20,14 @@ from tracker.codecs.nnc import Nnc
 from tracker.codecs.svd import Svd
 from tracker.codecs.weight_svd import WeightSvd
 from tracker.decomposition.options import largest_rank
+from tracker.sweep.distributions import nearest, values_of
 from tracker.sweep.frontier import Frontier
 from tracker.sweep.history import History, Past, key_of
 from tracker.sweep.outcome import Outcome
 from tracker.sweep.planner import Planner
 from tracker.sweep.samplers import Tpe
 from tracker.sweep.settings import SweepSettings
-from tracker.sweep.space import Parameter, expanded, nearest, values_of
+from tracker.sweep.space import Parameter, expanded
 
 TOLERANCE = 0.005
 

@@ -16,9 +16,10 @@ from hydra.core.global_hydra import GlobalHydra
 from tracker.__main__ import config_folder
 from tracker.errors import TrackerError
 from tracker.sweep.conditions import excess, read_bound, read_comparison
+from tracker.sweep.distributions import values_of
 from tracker.sweep.planner import next_index
 from tracker.sweep.samplers import NAMES
-from tracker.sweep.space import read_space, settled, suggest, values_of
+from tracker.sweep.space import read_space, settled, suggest
 
 
 @pytest.fixture

@@ -170,6 +170,8 @@ def show(sweep: Sweep, run: SweepRun, best: Past | None, found: Mapping[str, Any
         if "transparent" in found:
             verdict = "transparent" if found["transparent"] else "NOT transparent"
             log.info("on the report split: drop %.4g: %s", found["drop"], verdict)
+            if not found["transparent"]:
+                log.info("the best drop of many trials is partly luck: transparency.confidence=0.9 asks for a margin")
     log.info("run %s · %s", run.id, ui_command(sweep.trials.uri))
     if sweep.shared.storage.for_dashboard:
         log.info("optuna-dashboard %s", shlex.quote(sweep.shared.storage.for_dashboard))

@@ -13,9 +13,10 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tracker.sweep.distributions import nearest, values_of
 from tracker.sweep.history import History, Past, key_of
 from tracker.sweep.samplers import BruteForce, Sampler
-from tracker.sweep.space import Parameter, active, in_order, nearest, values_of
+from tracker.sweep.space import Parameter, active, in_order
 
 if TYPE_CHECKING:
     from tracker.sweep.settings import SweepSettings

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from optuna.samplers import BaseSampler
 
+from tracker.sweep.distributions import values_of
 from tracker.sweep.frontier import Frontier
 from tracker.sweep.history import History, key_of
-from tracker.sweep.space import Parameter, values_of
+from tracker.sweep.space import Parameter
 
 if TYPE_CHECKING:
     from optuna import Study

@@ -15,7 +15,8 @@ from pydantic import Field, PrivateAttr
 
 from tracker.component import Component
 from tracker.errors import TrackerError
-from tracker.sweep.space import Parameter, active, in_order, values_of
+from tracker.sweep.distributions import values_of
+from tracker.sweep.space import Parameter, active, in_order
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler

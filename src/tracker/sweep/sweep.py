@@ -17,12 +17,13 @@ from tracker.component import locate
 from tracker.errors import TrackerError
 from tracker.scenarios.job import Job, read_job
 from tracker.sweep.composing import Composer, overrides_of
+from tracker.sweep.distributions import nearest, values_of
 from tracker.sweep.history import History
 from tracker.sweep.outcome import Trials
 from tracker.sweep.plain import PlainTrials
 from tracker.sweep.planner import Planner
 from tracker.sweep.settings import SweepSettings, read_sweep
-from tracker.sweep.space import Parameter, active, expanded, in_order, nearest, read_space, settled, values_of
+from tracker.sweep.space import Parameter, active, expanded, in_order, read_space, settled
 from tracker.sweep.storage import Storage, default_url
 from tracker.sweep.study import SharedStudy
 from tracker.tracking.run import flattened
