@@ -67,6 +67,8 @@ def test_a_sweep_finds_the_smallest_transparent_bitstream(here: Here, ready: Pat
     assert final.data.metrics["size/bitstream_bytes"] == sizes[best] == parent.data.metrics["size/bitstream_bytes"]
     assert parent.data.metrics["performance/drop"] == final.data.metrics["performance/drop"]
     assert parent.data.metrics["search/performance/drop"] == trial.data.metrics["performance/drop"]
+    advised = "transparency.confidence=0.95" in done.stdout + done.stderr
+    assert advised == (final.data.tags["tracker.transparent"] == "false")
 
     artifacts = ready / "mlruns" / "artifacts" / parent.info.run_id / "artifacts"
     manifest = json.loads((artifacts / "bitstream" / "manifest.json").read_text())

@@ -155,6 +155,13 @@ def rows(sweep: Sweep) -> list[dict[str, Any]]:
     return table
 
 
+def advice(config: Mapping[str, Any]) -> str:
+    """What helps where the choice does not hold on the report split."""
+    asked = config["transparency"]["confidence"]
+    more = "transparency.confidence=0.95" if asked is None else f"more than transparency.confidence={asked:g}"
+    return f"the smallest of many trials is partly luck: {more}, or a larger search split, leaves less to it"
+
+
 def show(sweep: Sweep, run: SweepRun, best: Past | None, found: Mapping[str, Any], reason: str) -> None:
     """The lines at the end of a sweep."""
     history = sweep.history
@@ -171,7 +178,7 @@ def show(sweep: Sweep, run: SweepRun, best: Past | None, found: Mapping[str, Any
             verdict = "transparent" if found["transparent"] else "NOT transparent"
             log.info("on the report split: drop %.4g: %s", found["drop"], verdict)
             if not found["transparent"]:
-                log.info("the best drop of many trials is partly luck: transparency.confidence=0.9 asks for a margin")
+                log.info("%s", advice(sweep.config(best.params)))
     log.info("run %s · %s", run.id, ui_command(sweep.trials.uri))
     if sweep.shared.storage.for_dashboard:
         log.info("optuna-dashboard %s", shlex.quote(sweep.shared.storage.for_dashboard))
