@@ -40,8 +40,8 @@ class Batches:
     def __len__(self) -> int:
         return -(-len(self.samples) // self.task.batch_size)
 
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
-        """One preprocessed sample, for the loader."""
+    def sample(self, index: int) -> tuple[Any, Any]:
+        """One preprocessed sample and its target."""
         sample, target = self.samples[index]
         return self.anchor.preprocess(sample), self.task.target(target)
 
@@ -88,7 +88,7 @@ class _Indexed:
         return len(self.batches.samples)
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        return self.batches[index]
+        return self.batches.sample(index)
 
 
 def evaluate(anchor: Anchor, model: Any, task: Task, batches: Batches, device: str, label: str) -> Evaluation:

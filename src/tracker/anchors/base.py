@@ -63,6 +63,21 @@ class Anchor(Component):
         fields = {key: value for key, value in self if key not in ("name", "uri") and not isinstance(value, Path)}
         return {"anchor": f"{type(self).__module__}.{type(self).__qualname__}", **fields}
 
+    def architecture(self, folder: Path) -> dict[str, Any]:
+        """A config node from which `build` gives the same architecture elsewhere, without the weights.
+
+        Args:
+            folder: for files that it needs beside the node, which names them by ``./NAME``.
+        """
+        fields = self.model_dump(mode="json")
+        paths = [key for key, value in self if isinstance(value, Path)]  # of weights, in the anchors that have any
+        kept = {key: value for key, value in fields.items() if key not in paths}
+        return {"_target_": f"{type(self).__module__}.{type(self).__qualname__}", **kept}
+
+    def imports(self) -> dict[str, str]:
+        """Dotted paths that `build` imports because the configuration names them, each by its key."""
+        return {}
+
     def predict(self, model: Any, inputs: Any) -> torch.Tensor:
         """The model's output for a batch.
 

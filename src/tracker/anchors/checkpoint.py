@@ -75,6 +75,16 @@ class OwnModel(Anchor):
         """The output for a batch; a torch.export program gets it in the parts that it was exported for."""
         return exported.run(model, inputs) if is_program(model) else super().predict(model, inputs)
 
+    def architecture(self, folder: Path) -> dict[str, Any]:
+        """As `Anchor`, without the preprocessing: who runs the model elsewhere gives it what it takes."""
+        node = super().architecture(folder)
+        return {key: value for key, value in node.items() if key not in ("transform", "mean", "deviation")}
+
+    def imports(self) -> dict[str, str]:
+        """The transform, and the factory where there is one."""
+        named = {"transform": self.transform, "factory": getattr(self, "factory", {})}
+        return {key: str(node["_target_"]) for key, node in named.items() if node.get("_target_")}
+
     @cached_property
     def _transform(self) -> Callable[[Any], Any] | None:
         path = self.transform.get("_target_")
@@ -119,6 +129,14 @@ class Checkpoint(OwnModel):
             return self.build().state_dict()
         return read_weights(self.weights_file, "anchor.weights_file", "the weights of your model")
 
+    def architecture(self, folder: Path) -> dict[str, Any]:
+        """The factory; or the program without its weights."""
+        node = super().architecture(folder)
+        if self._is_program:
+            exported.write_architecture(self.weights_file, folder / "program.pt2.zst")
+            return {**node, "weights_file": "./program.pt2.zst"}
+        return {**node, "weights_file": "none.safetensors"}  # `build` does not read it
+
     @property
     def _is_program(self) -> bool:
-        return self.weights_file.suffix == ".pt2"
+        return ".pt2" in self.weights_file.suffixes

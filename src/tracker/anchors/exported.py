@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import pickle
 import re
@@ -13,16 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import zstandard
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from tracker.anchors.base import output_tensor
 from tracker.anchors.zoo import one_line, tensors_only
 from tracker.errors import TrackerError
+from tracker.memory import physical_bytes
 
 # What torch.export.load would unpickle or load as machine code, whatever it is told.
 OBJECTS = ("custom_obj_", "opaque_obj_")
 OPERATORS = re.compile(r"torch\.(ops\.[\w.]+|_?sym_\w+)|_operator\.\w+|math\.\w+")
+WEIGHT = re.compile(r"/data/weights/weight_\d+$")
 ARITHMETIC = (
     ast.Expression,
     ast.Name,
@@ -55,9 +59,10 @@ def read_program(path: Path, key: str) -> GraphModule:
     if not path.is_file():
         raise TrackerError(f"{key}: {path} does not exist; give a file that torch.export.save wrote")
     try:
-        check_archive(path, key)
+        file = _opened(path, key)
+        check_archive(file, path, key)
         with tensors_only():
-            program = torch.export.load(path)
+            program = torch.export.load(file)
         try:
             # Its guards are Python code in the file; `run` checks the shapes itself.
             module = program.module(check_guards=False)
@@ -74,13 +79,47 @@ def read_program(path: Path, key: str) -> GraphModule:
     return ready(module, path, key)
 
 
-def check_archive(path: Path, key: str) -> None:
+def write_architecture(path: Path, to: Path) -> None:
+    """Write a program with zeros for weights, compressed: what `read_program` reads where ``.zst`` ends the name.
+
+    Args:
+        path: of the program.
+        to: the file to write.
+    """
+    program = io.BytesIO()
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(program, "w") as copy:  # torch reads none that is deflated
+        for item in archive.infolist():
+            weight = WEIGHT.search(item.filename) is not None
+            copy.writestr(item, bytes(item.file_size) if weight else archive.read(item))
+    to.write_bytes(zstandard.compress(program.getvalue()))
+
+
+def _opened(path: Path, key: str) -> Path | io.BytesIO:
+    """The file itself, or in memory what it was compressed from.
+
+    Raises:
+        TrackerError: it is larger than this machine's memory.
+    """
+    if path.suffix != ".zst":
+        return path
+    compressed = path.read_bytes()
+    if zstandard.frame_content_size(compressed) > physical_bytes():
+        raise TrackerError(f"{key}: {path} claims to unpack to more than this machine's memory: refused")
+    return io.BytesIO(zstandard.decompress(compressed))
+
+
+def check_archive(file: Path | io.BytesIO, path: Path, key: str) -> None:
     """Refuse what would run code when the program is loaded or called.
+
+    Args:
+        file: a zip archive.
+        path: its name, for error messages.
+        key: the config key that names it.
 
     Raises:
         TrackerError: there is such a thing.
     """
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(file) as archive:
         names = archive.namelist()
         if len(set(names)) != len(names):
             raise could_run_code(path, key, "the same record twice")

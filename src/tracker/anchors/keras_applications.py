@@ -64,6 +64,10 @@ class KerasApplications(KerasAnchor):
             load_weights(model, Path(self.pretrained).expanduser(), "anchor.pretrained")
         return self._state(model)
 
+    def architecture(self, folder: Path) -> dict[str, Any]:
+        """As `Anchor`; where the weights came from does not matter."""
+        return {**super().architecture(folder), "pretrained": None}
+
     def preprocess(self, sample: Any) -> Any:
         """Scaled, cut, and as the model's ``preprocess_input`` gives it; shape (size, size, 3)."""
         from torchvision.transforms import functional

@@ -61,6 +61,10 @@ class KerasOwn(KerasAnchor, OwnModel):
         output = super().predict(model, inputs)
         return channels_first(output) if self.layout == "channels_last" else output
 
+    def imports(self) -> dict[str, str]:
+        """As `OwnModel`, and the classes."""
+        return super().imports() | {f"class {name}": path for name, path in self.custom.items()}
+
     def _read(self, file: Path, key: str) -> Any:
         """The model in a .keras file, with the user's own classes."""
         objects = {name: locate(path, f"anchor.custom.{name}") for name, path in self.custom.items()}
@@ -97,6 +101,23 @@ class KerasFile(KerasOwn):
                 f"{self.file.name}; {hint}"
             )
         return made(self.factory, "anchor.factory", keras.Model, "keras.Model")
+
+    def architecture(self, folder: Path) -> dict[str, Any]:
+        """The factory; or the file with zeros for weights."""
+        node = super().architecture(folder)
+        if self.file.suffix != ".keras":
+            return {**node, "file": "none.safetensors"}  # `build` does not read it
+        model, plain = self.build(), folder / "zeros.keras"
+        for entry in entries(model).values():
+            entry.variable.assign(np.zeros(entry.variable.shape))
+        with redirect_stdout(io.StringIO()):
+            model.save(plain)
+        deflated = folder / "model.keras"
+        with zipfile.ZipFile(plain) as archive, zipfile.ZipFile(deflated, "w", zipfile.ZIP_DEFLATED) as copy:
+            for name in archive.namelist():
+                copy.writestr(name, archive.read(name))
+        plain.unlink()
+        return {**node, "file": "./model.keras"}
 
     def weights(self) -> Mapping[str, Tensor]:
         """The weights in the file."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tracker.anchors.keras_file import KerasOwn, load_weights
+from tracker.anchors.keras_file import KerasFile, KerasOwn, load_weights
 from tracker.anchors.mlflow import Logged
 from tracker.anchors.zoo import environment, one_line
 from tracker.errors import TrackerError
@@ -53,6 +53,17 @@ class KerasMLflow(KerasOwn, Logged):
         if not isinstance(model, keras.Model):
             raise TrackerError(f"anchor.uri={self.uri} holds {type(model).__name__}, not a keras.Model")
         return model
+
+    def architecture(self, folder: Path) -> dict[str, Any]:
+        """The model's file, as that of a Keras file.
+
+        Raises:
+            TrackerError: the model needs what is pickled beside it.
+        """
+        if self.allow_pickle:
+            raise TrackerError(f"anchor.uri={self.uri} may be unpickled here, and a receiver unpickles nothing")
+        file = KerasFile(name=self.name, file=self._model[1], layout=self.layout, custom=self.custom)
+        return file.architecture(folder)
 
     def weights(self) -> Mapping[str, Tensor]:
         """The model's weights."""

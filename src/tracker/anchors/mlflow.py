@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor, nn
 
-from tracker.anchors.checkpoint import OwnModel
+from tracker.anchors.checkpoint import Checkpoint, OwnModel
 from tracker.anchors.exported import read_program
 from tracker.anchors.zoo import environment, one_line
 from tracker.cache import cache_folder
@@ -83,6 +83,17 @@ class MLflow(Logged):
         if not isinstance(model, nn.Module):
             raise TrackerError(f"anchor.uri={self.uri} holds {type(model).__name__}, not a torch.nn.Module")
         return model
+
+    def architecture(self, folder: Path) -> dict[str, Any]:
+        """The program, as that of a checkpoint.
+
+        Raises:
+            TrackerError: the model is pickled, and a receiver unpickles nothing.
+        """
+        program = self._files[1] / "model.pt2"
+        if not program.exists():
+            raise TrackerError(f"anchor.uri={self.uri} is pickled, and a receiver unpickles nothing")
+        return Checkpoint(name=self.name, weights_file=program).architecture(folder)
 
     def weights(self) -> Mapping[str, Tensor]:
         """The model's state dict."""

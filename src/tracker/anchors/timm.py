@@ -113,7 +113,8 @@ class Timm(Anchor):
         if ":" in self.model:
             offline_where_unreachable()
         try:
-            return timm.create_model(self.model, **keywords, **self.options)
+            with tensors_only():  # an option may name a file
+                return timm.create_model(self.model, **keywords, **self.options)
         except Exception as error:  # each of timm's thousand models has its own way to refuse
             raise TrackerError(f"timm cannot build anchor.model={self.model}: {one_line(error)}") from error
 

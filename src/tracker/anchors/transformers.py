@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -77,6 +78,15 @@ class Transformers(Anchor):
         import torch
 
         return model.to(getattr(torch, self.dtype)).state_dict()
+
+    def architecture(self, folder: Path) -> dict[str, Any]:
+        """As `Anchor`; config.json of a folder travels."""
+        node = super().architecture(folder)
+        if Path(self.model).is_dir():
+            (folder / "config").mkdir()
+            shutil.copyfile(Path(self.model) / "config.json", folder / "config" / "config.json")
+            node["model"] = "./config"
+        return {**node, "pretrained": False}
 
     def preprocess(self, sample: Any) -> dict[str, Tensor]:
         """A text as token ids and mask of `max_length`, or an image as pixels."""

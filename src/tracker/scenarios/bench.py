@@ -170,6 +170,10 @@ class Bench:
         """A model's performance on the split that the task names."""
         return evaluate(self.job.anchor, model, self.job.task, self.batches, self.device, label)
 
+    def inputs(self, count: int) -> list[Any]:
+        """The first samples as the model takes them, without a batch dimension."""
+        return [self.batches.sample(index)[0] for index in range(min(count, len(self.samples)))]
+
     def filled(
         self, tensors: Mapping[str, Tensor], what: str, structure: Sequence[Edit] = (), trusted: Collection[str] = ()
     ) -> Any:

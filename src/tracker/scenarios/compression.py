@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from tracker.bitstream import bitstream_bytes, decode_bitstream, encode_bitstream, read_manifest
 from tracker.codecs.base import TensorRecord
+from tracker.flavor.predictor import Predictor
+from tracker.flavor.signature import LOOKED_AT, signature
 from tracker.memory import reset_peak
 from tracker.scenarios import results
 from tracker.scenarios.bench import Bench
@@ -19,6 +21,7 @@ from tracker.scenarios.job import Job, Stopwatch
 from tracker.scenarios.results import Result
 from tracker.scenarios.transforming import Draft, transform
 from tracker.tracking import summary
+from tracker.tracking.logged_model import log_model
 
 if TYPE_CHECKING:
     from tracker.codecs.chain import Codec
@@ -75,8 +78,13 @@ def compress(bench: Bench, codec: Codec, anchor: LoggedAnchor, tags: Mapping[str
             result = Result(job, codec, draft, bench.tensors, *sizes, anchor.evaluation, evaluation, decision)
             results.log_tensors(run, result, records, decoded)
             results.log_stages(run, result, watch)
-            run.log_metrics(results.metrics(result, watch))
-            run.set_tags({"tracker.bitstream.sha256": sha256, "tracker.transparent": str(decision.transparent).lower()})
+            found = results.metrics(result, watch)
+            run.log_metrics(found)
+            tags = {"tracker.bitstream.sha256": sha256, "tracker.transparent": str(decision.transparent).lower()}
+            described = signature(bench.inputs(LOOKED_AT), Predictor(job.anchor, model, bench.device).predict)
+            own = {"tracker.codec": codec.name, "tracker.anchor": job.anchor.name, **tags}
+            log_model(run, job.anchor, stored, scratch, found | on_device, own, described)
+            run.set_tags(tags)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     summary.show_compression(result, run, bench.uri, on_device)

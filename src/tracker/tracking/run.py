@@ -60,6 +60,7 @@ class Run:
         self.tags = {"tracker.kind": kind, **tags}
         self.params = params or {}
         self.id = ""
+        self.data: tuple[str | None, str | None] = (None, None)
         self.fetched: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> Run:
@@ -126,15 +127,22 @@ class Run:
         """Log metrics, all with the same time stamp."""
         self.log_results(metrics, {})
 
-    def log_results(self, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
-        """Log metrics and set tags, in one call."""
+    def log_results(self, metrics: Mapping[str, float], tags: Mapping[str, str], model: str | None = None) -> None:
+        """Log metrics and set tags, in one call.
+
+        Args:
+            metrics: by name.
+            tags: by name.
+            model: the id of the logged model whose metrics these are as well, on the run's data set.
+        """
         import time
 
         from mlflow.entities import Metric, RunTag
 
         signals.check()
         now = int(time.time() * 1000)
-        entries = [Metric(key, float(value), now, 0) for key, value in metrics.items()]
+        linked = {"model_id": model, "dataset_name": self.data[0], "dataset_digest": self.data[1]} if model else {}
+        entries = [Metric(key, float(value), now, 0, **linked) for key, value in metrics.items()]
         self.client.log_batch(self.id, metrics=entries, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
@@ -187,6 +195,26 @@ class Run:
         dataset = MetaDataset(origin, name=f"{name}/{split}", digest=digest[:36])  # type: ignore[abstract]
         entity = DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", split)])
         self.client.log_inputs(self.id, [entity])
+        self.data = (dataset.name, dataset.digest)
+
+    def log_model(self, model: str, folder: Path) -> None:
+        """Upload a logged model's files, and name it as the run's output.
+
+        Args:
+            model: its id.
+            folder: with MLmodel.
+
+        Raises:
+            TrackerError: they cannot be stored.
+        """
+        from mlflow.entities import LoggedModelOutput
+
+        signals.check()
+        self.client.log_outputs(self.id, [LoggedModelOutput(model, step=0)])
+        try:
+            self.client.log_model_artifacts(model, str(folder))
+        except Exception as error:
+            raise _not_stored("of the model", error) from error
 
     def stored(self, name: str) -> Path:
         """The stored artifacts below ``name``, fetched into a local folder that goes when the run ends."""

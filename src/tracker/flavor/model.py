@@ -1,0 +1,250 @@
+"""Save, log and load: the functions that MLflow expects of a flavor."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from tracker.bitstream.manifest import bitstream_bytes, read_manifest
+from tracker.component import build
+from tracker.errors import TrackerError
+from tracker.flavor.architecture import allowed, named, read_architecture, write_architecture
+from tracker.flavor.predictor import Predictor
+
+if TYPE_CHECKING:
+    from mlflow.models import Model, ModelSignature
+    from mlflow.models.model import ModelInfo
+
+    from tracker.anchors.base import Anchor
+
+FLAVOR_NAME = "nnc"
+BITSTREAM = "bitstream"
+# What a receiver imports; the framework and a zoo's package come with the anchor.
+RECEIVER = ("mlflow", "nncodec", "numpy", "torch", "torchvision", "safetensors", "zstandard", "pydantic")
+EXTRAS = {"keras": ("tensorflow",)}
+ZOOS = ("timm", "transformers")
+
+
+def save_model(
+    bitstream: str | Path,
+    path: str | Path,
+    anchor: Anchor | Mapping[str, Any],
+    conda_env: Mapping[str, Any] | str | None = None,
+    code_paths: Sequence[str] | None = None,
+    mlflow_model: Model | None = None,
+    signature: ModelSignature | None = None,
+    input_example: Any = None,
+    pip_requirements: Sequence[str] | str | None = None,
+    extra_pip_requirements: Sequence[str] | str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Save a bitstream as an MLflow model.
+
+    Args:
+        bitstream: the folder with manifest.json; its digest is verified.
+        path: of the model's folder, which must not exist or be empty.
+        anchor: whose architecture the receiver builds: the component, or its configuration node.
+        conda_env: as for MLflow's own flavors; so are all of the following.
+        code_paths: of an anchor of the user's own, so that the receiver has it.
+        mlflow_model: to be added to.
+        signature: of the model's inputs and outputs, as `tracker.flavor.signature` finds them.
+        input_example: a batch of what the anchor's ``preprocess`` gives.
+        pip_requirements: instead of `get_default_pip_requirements`.
+        extra_pip_requirements: besides them.
+        metadata: of the user's own.
+
+    Raises:
+        TrackerError: the bitstream is damaged.
+    """
+    from mlflow import pyfunc
+    from mlflow.models import Model
+    from mlflow.models.model import MLMODEL_FILE_NAME
+    from mlflow.models.utils import _save_example
+    from mlflow.utils.environment import (
+        _CONDA_ENV_FILE_NAME,
+        _PYTHON_ENV_FILE_NAME,
+        _validate_env_arguments,
+    )
+    from mlflow.utils.model_utils import _validate_and_copy_code_paths, _validate_and_prepare_target_save_path
+
+    from tracker.anchors.base import Anchor
+
+    _validate_env_arguments(conda_env, pip_requirements, extra_pip_requirements)
+    manifest = read_manifest(Path(bitstream))
+    if not isinstance(anchor, Anchor):
+        anchor = build(anchor, "anchor", Anchor)  # type: ignore[type-abstract]
+    path = Path(path).absolute()
+    _validate_and_prepare_target_save_path(str(path))
+    code = _validate_and_copy_code_paths(code_paths, str(path))
+    shutil.copytree(bitstream, path / BITSTREAM)
+    write_architecture(anchor, path)
+    model = mlflow_model if mlflow_model is not None else Model()
+    if signature is not None:
+        model.signature = signature
+    if input_example is not None:
+        _save_example(model, input_example, str(path))
+    if metadata is not None:
+        model.metadata = dict(metadata)
+    pyfunc.add_to_model(
+        model, loader_module=__package__, conda_env=_CONDA_ENV_FILE_NAME, python_env=_PYTHON_ENV_FILE_NAME, code=code
+    )
+    model.add_flavor(
+        FLAVOR_NAME,
+        data=BITSTREAM,
+        sha256=manifest.sha256,
+        codec=manifest.codec,
+        framework=anchor.framework,
+        tracker_version=importlib.metadata.version("tracker"),
+        code=code,
+    )
+    model.model_size_bytes = bitstream_bytes(Path(bitstream))
+    model.save(str(path / MLMODEL_FILE_NAME))
+    _write_environment(path, anchor, conda_env, pip_requirements, extra_pip_requirements)
+
+
+def _write_environment(
+    path: Path,
+    anchor: Anchor,
+    conda_env: Mapping[str, Any] | str | None,
+    pip_requirements: Sequence[str] | str | None,
+    extra: Sequence[str] | str | None,
+) -> None:
+    """The three files by which MLflow sets up an environment."""
+    from mlflow.utils.environment import (
+        _CONDA_ENV_FILE_NAME,
+        _CONSTRAINTS_FILE_NAME,
+        _PYTHON_ENV_FILE_NAME,
+        _REQUIREMENTS_FILE_NAME,
+        _process_conda_env,
+        _process_pip_requirements,
+        _PythonEnv,
+    )
+
+    if conda_env is None:
+        defaults = get_default_pip_requirements(anchor) if pip_requirements is None else None
+        environment, requirements, constraints = _process_pip_requirements(defaults, pip_requirements, extra)
+    else:
+        environment, requirements, constraints = _process_conda_env(conda_env)
+    (path / _CONDA_ENV_FILE_NAME).write_text(yaml.safe_dump(environment, default_flow_style=False))
+    if constraints:
+        (path / _CONSTRAINTS_FILE_NAME).write_text("\n".join(constraints))
+    (path / _REQUIREMENTS_FILE_NAME).write_text("\n".join(requirements))
+    _PythonEnv.current().to_yaml(str(path / _PYTHON_ENV_FILE_NAME))
+
+
+def log_model(
+    bitstream: str | Path,
+    anchor: Anchor | Mapping[str, Any],
+    name: str = "model",
+    registered_model_name: str | None = None,
+    await_registration_for: int = 300,
+    **options: Any,
+) -> ModelInfo:
+    """Log a bitstream as an MLflow model of the active run, with the arguments of `save_model` and of MLflow's flavors.
+
+    Args:
+        bitstream: the folder with manifest.json.
+        anchor: whose architecture the receiver builds.
+        name: of the logged model.
+        registered_model_name: registers a version of that name.
+        await_registration_for: seconds to wait for the version.
+        options: further ones of `save_model` and of ``mlflow.models.Model.log``.
+    """
+    from mlflow.models import Model
+
+    import tracker.flavor
+
+    return Model.log(
+        artifact_path=None,
+        name=name,
+        flavor=tracker.flavor,
+        flavor_name=FLAVOR_NAME,
+        registered_model_name=registered_model_name,
+        await_registration_for=await_registration_for,
+        bitstream=bitstream,
+        anchor=anchor,
+        **options,
+    )
+
+
+def load_model(model_uri: str, dst_path: str | None = None, trusted: Collection[str] = ()) -> Any:
+    """The decoded model.
+
+    Args:
+        model_uri: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, ``runs:/RUN_ID/NAME``, ``models:/MODEL_ID`` or a
+            folder.
+        dst_path: an existing folder to download to.
+        trusted: packages besides tracker whose anchors, factories, coders and structure changes may be imported; the
+            variable ``TRACKER_TRUSTED`` adds to them.
+
+    Returns:
+        A torch.nn.Module or a keras.Model, in evaluation mode.
+
+    Raises:
+        TrackerError: the model is damaged, of another flavor, or asks for code that is not trusted.
+    """
+    from mlflow.tracking.artifact_utils import _download_artifact_from_uri
+    from mlflow.utils.model_utils import _add_code_from_conf_to_system_path, _get_flavor_configuration
+
+    path = Path(_download_artifact_from_uri(artifact_uri=model_uri, output_path=dst_path))
+    flavor = _get_flavor_configuration(model_path=str(path), flavor_name=FLAVOR_NAME)
+    if flavor.get("code") and named(trusted):  # only then is code that travels with a model of any use
+        _add_code_from_conf_to_system_path(str(path), flavor)
+    return _decoded(path, trusted)[1]
+
+
+def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Predictor:
+    """What ``mlflow.pyfunc.load_model`` and ``mlflow models serve`` call.
+
+    Args:
+        path: of the model's folder.
+        model_config: ``device`` (auto by default), ``trusted`` (a list of packages).
+
+    Raises:
+        TrackerError: as `load_model`.
+    """
+    from tracker.models import choose_device
+
+    options = dict(model_config or {})
+    device, trusted = str(options.pop("device", "auto")), options.pop("trusted", ())
+    if options:
+        raise TrackerError(f"model_config.{next(iter(options))} is not an option; there are device and trusted")
+    anchor, model = _decoded(Path(path), [trusted] if isinstance(trusted, str) else trusted)
+    return Predictor(anchor, model, choose_device(device))
+
+
+def _decoded(path: Path, trusted: Collection[str]) -> tuple[Anchor, Any]:
+    """The anchor and the decoded model of a folder that holds MLmodel."""
+    from mlflow.models import Model
+
+    from tracker.receiver import decode_model
+
+    expected = Model.load(str(path)).flavors.get(FLAVOR_NAME, {}).get("sha256")
+    read_manifest(path / BITSTREAM)  # a damaged one is told before anything is imported for the architecture
+    anchor = read_architecture(path, trusted)
+    packages = {name.split(".")[0] for name in allowed(trusted)}
+    model = decode_model(path / BITSTREAM, anchor.build(), anchor.framework, trusted=packages, sha256=expected)
+    return anchor, model
+
+
+def get_default_pip_requirements(anchor: Anchor | None = None) -> list[str]:
+    """What a receiver needs, with the versions that are installed here.
+
+    Args:
+        anchor: whose framework and zoo are among them; without one, PyTorch.
+    """
+    names = list(RECEIVER)
+    if anchor is not None:
+        names += EXTRAS.get(anchor.framework, ())
+        names += [zoo for zoo in ZOOS if zoo == type(anchor).__module__.rsplit(".", 1)[-1]]
+    return [f"tracker=={importlib.metadata.version('tracker')}", *(_pinned(name) for name in names)]
+
+
+def _pinned(name: str) -> str:
+    version = importlib.metadata.version(name).partition("+")[0]  # 2.14.1+cpu is on no registry
+    return f"{name}=={version}"
