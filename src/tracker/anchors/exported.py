@@ -61,6 +61,8 @@ def read_program(path: Path, key: str) -> GraphModule:
     try:
         file = _opened(path, key)
         check_archive(file, path, key)
+        if isinstance(file, io.BytesIO):
+            file.seek(0)
         with tensors_only():
             program = torch.export.load(file)
         try:
