@@ -20,7 +20,7 @@ from tracker.scenarios.decision import check_confidence, decide
 from tracker.scenarios.job import Job, Stopwatch
 from tracker.scenarios.results import Result
 from tracker.scenarios.transforming import Draft, transform
-from tracker.tracking import summary
+from tracker.tracking import registry, summary
 from tracker.tracking.logged_model import log_model
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ def run(job: Job, tags: Mapping[str, str] | None = None) -> dict[str, Any]:
 def compress(bench: Bench, codec: Codec, anchor: LoggedAnchor, tags: Mapping[str, str]) -> dict[str, Any]:
     """The compressed model, from encoding to the figures: a run of kind ``compression``."""
     check_confidence(bench.job, anchor.evaluation)
+    if bench.job.settings.tracking.register:
+        registry.check_name(bench.client, registered_name(bench.job), bench.sha256)
     job, watch, scratch = bench.job, Stopwatch(), Path(tempfile.mkdtemp(prefix="bitstream-", dir=bench.job.folder))
     bitstream = scratch / "bitstream"
     bitstream.mkdir()
@@ -88,6 +90,8 @@ def compress(bench: Bench, codec: Codec, anchor: LoggedAnchor, tags: Mapping[str
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     summary.show_compression(result, run, bench.uri, on_device)
+    if job.settings.tracking.register:
+        registry.register(bench.client, run.id, registered_name(job))
     return {
         "run_id": run.id,
         "size": size,
@@ -95,6 +99,12 @@ def compress(bench: Bench, codec: Codec, anchor: LoggedAnchor, tags: Mapping[str
         "transparent": decision.transparent,
         "sha256": sha256,
     }
+
+
+def registered_name(job: Job) -> str:
+    """Of the registered model that results go to."""
+    wanted = job.settings.tracking.register
+    return wanted if isinstance(wanted, str) else job.anchor.name
 
 
 def transformed(bench: Bench, codec: Codec, run: Run, scratch: Path, watch: Stopwatch) -> Draft:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import shutil
 import tempfile
 from collections import OrderedDict
@@ -29,6 +30,7 @@ from tracker.scenarios.transforming import Draft, transform
 from tracker.sweep.outcome import Limits, Outcome, Trials
 from tracker.tasks.base import Evaluation
 from tracker.tasks.rejection import Rejection
+from tracker.tracking import registry
 from tracker.tracking.anchors import weights_digest
 from tracker.tracking.run import MetricsOnly
 
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
     from tracker.tracking.run import Run
 
+log = logging.getLogger("tracker")
 KEPT_DRAFTS = 512 * 2**20  # bytes of models that transforms have left, for trials that differ in the coder only
 METRICS = {
     *(f"size/{name}" for name in ("anchor_bytes", "bitstream_bytes", "rate_percent", "bits_per_parameter")),
@@ -126,7 +129,13 @@ class CompressionTrials(Trials):
 
     def report(self, config: Mapping[str, Any], overrides: list[str], tags: Mapping[str, str]) -> Mapping[str, Any]:
         """See `Trials.report`: a run of kind compression, as the command line makes it."""
-        return compression.run(read_job(config, overrides, self.job.folder, self.job.started), tags)
+        found = compression.run(read_job(config, overrides, self.job.folder, self.job.started), tags)
+        if self.job.settings.tracking.register is None:
+            try:
+                registry.register(self.client, found["run_id"], self.job.anchor.name)
+            except TrackerError as error:
+                log.warning("the best working point is not registered: %s", error)
+        return found
 
     def draft(self, codec: Codec, config: Mapping[str, Any], scratch: Path) -> tuple[Draft, dict[str, float]]:
         """The model as a codec's transforms leave it, and the metrics of its stages; kept for the next trial."""

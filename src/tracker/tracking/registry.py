@@ -1,0 +1,188 @@
+"""The model registry: a run's result as a version, and the alias of the smallest transparent one.
+
+See https://mlflow.org/docs/latest/ml/model-registry for versions, tags and aliases.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from tracker.errors import TrackerError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel, Run
+    from mlflow.entities.model_registry import ModelVersion
+
+log = logging.getLogger("tracker")
+ALIAS = "transparent"
+SIZE, DROP = "size/bitstream_bytes", "performance/drop"
+ANCHOR = "tracker.anchor.sha256"
+SIZE_TAG = "tracker.bitstream.bytes"
+
+
+def register(client: MlflowClient, run_id: str, name: str | None = None) -> ModelVersion:
+    """Register a run's model, and move the alias where it is the smallest transparent one.
+
+    Args:
+        client: of the store that has the run.
+        run_id: of a run of kind ``compression`` that has ended.
+        name: of the registered model; by default the anchor's.
+
+    Returns:
+        The version; the one that there was, where the run's model is registered already.
+
+    Raises:
+        TrackerError: there is no such run, it has no model, or the name belongs to another anchor's models.
+    """
+    run, model = logged_model(client, run_id)
+    name = name or model.tags["tracker.anchor"]
+    check_name(client, name, run.data.tags[ANCHOR])
+    version = next((one for one in versions_of(client, name) if one.run_id == run_id), None)
+    if version is None:
+        _create(client, name)
+        version = client.create_model_version(
+            name,
+            f"models:/{model.model_id}",
+            run_id,
+            tags=tags_of(run),
+            description=description(run),
+            model_id=model.model_id,
+        )
+        log.info("registered as models:/%s/%s", name, version.version)
+    reason = not_promotable(run)
+    if reason:
+        log.info("models:/%s@%s stays where it is: %s", name, ALIAS, reason)
+    else:
+        point_to_smallest(client, name)
+    return client.get_model_version(name, version.version)
+
+
+def promote(client: MlflowClient, name: str, version: str) -> None:
+    """Give a version the alias ``transparent``.
+
+    Raises:
+        TrackerError: its drop on the split that figures are reported on is beyond the tolerance.
+    """
+    found = client.get_model_version(name, version)
+    if reason := not_promotable(client.get_run(str(found.run_id))):
+        raise TrackerError(f"models:/{name}/{version} cannot be promoted: {reason}")
+    client.set_registered_model_alias(name, ALIAS, version)
+
+
+def point_to_smallest(client: MlflowClient, name: str) -> None:
+    """Move the alias to the smallest version that was found transparent; the first of equal ones."""
+    good = [one for one in versions_of(client, name) if one.tags.get("tracker.transparent") == "true"]
+    smallest = min(good, key=lambda one: (int(one.tags[SIZE_TAG]), int(one.version)))
+    client.set_registered_model_alias(name, ALIAS, smallest.version)
+    size = f"{int(smallest.tags[SIZE_TAG]):,}"
+    log.info("models:/%s@%s is version %s, %s bytes", name, ALIAS, smallest.version, size)
+
+
+def not_promotable(run: Run) -> str:
+    """Why a run's result is not transparent as far as anyone can tell; empty where it is."""
+    split, drop = run.data.params.get("task.split", ""), run.data.metrics.get(DROP)
+    if split != "report":
+        return f"it was measured on the split {split}, and not on that for figures"
+    if run.info.status != "FINISHED" or drop is None:
+        return f"its run is {run.info.status}"
+    if run.data.tags.get("tracker.transparent") != "true":
+        tolerance = run.data.params.get("task.tolerance", "the task's")
+        return f"its drop is {drop:.4g} on the split for figures, and the tolerance is {tolerance}"
+    return ""
+
+
+def logged_model(client: MlflowClient, run_id: str) -> tuple[Run, LoggedModel]:
+    """A run, and the logged model that it made.
+
+    Raises:
+        TrackerError: there is no such run, or it made none.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        raise TrackerError(f"there is no run {run_id[:64]} in this store; set MLFLOW_TRACKING_URI") from error
+    outputs = run.outputs.model_outputs if run.outputs else []
+    if not outputs:
+        kind = run.data.tags.get("tracker.kind", "unknown")
+        raise TrackerError(f"the run {run_id} (kind {kind}) has no model; give one of kind compression that finished")
+    return run, client.get_logged_model(outputs[-1].model_id)
+
+
+def versions_of(client: MlflowClient, name: str) -> list[ModelVersion]:
+    """All versions of a registered model; none where there is none of that name."""
+    found: list[ModelVersion] = []
+    token = None
+    while True:
+        page = client.search_model_versions(f"name = '{name}'", page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
+def _create(client: MlflowClient, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise TrackerError(f"no registered model can be named {name!r}: {error.message}") from error
+
+
+def check_name(client: MlflowClient, name: str, anchor: str) -> None:
+    """Refuse a name whose versions are of another anchor, with which those of this one would not compare.
+
+    Args:
+        client: of the store.
+        name: of a registered model that need not exist.
+        anchor: digest of the anchor's weights.
+
+    Raises:
+        TrackerError: that.
+    """
+    for version in versions_of(client, name):
+        if version.tags.get(ANCHOR) not in (None, anchor):
+            raise TrackerError(
+                f"models:/{name} has versions of another anchor, with which this one's do not compare; choose another "
+                "name by tracking.register=NAME"
+            )
+
+
+def tags_of(run: Run) -> dict[str, str]:
+    """A version's tags: what one wants to know before taking it."""
+    metrics, tags = run.data.metrics, run.data.tags
+    found = {
+        SIZE_TAG: f"{metrics[SIZE]:.0f}",
+        "tracker.rate_percent": f"{metrics['size/rate_percent']:.4g}",
+        "tracker.drop": f"{metrics[DROP]:.6g}",
+        "tracker.tolerance": run.data.params.get("task.tolerance", ""),
+        "tracker.split": run.data.params.get("task.split", ""),
+    }
+    kept = ("tracker.codec", "tracker.bitstream.sha256", "tracker.transparent", ANCHOR)
+    if not_promotable(run):
+        tags = {**tags, "tracker.transparent": "false"}
+    return found | {name: tags[name] for name in kept if name in tags}
+
+
+def description(run: Run) -> str:
+    """A version's description, in Markdown, with links to the runs that it comes from."""
+    metrics, tags, experiment = run.data.metrics, run.data.tags, run.info.experiment_id
+
+    def link(word: str, run_id: str | None) -> str:
+        return f"[{word}](#/experiments/{experiment}/runs/{run_id})" if run_id else ""
+
+    links = [
+        link("run", run.info.run_id),
+        link("anchor", tags.get("tracker.anchor.run_id")),
+        link("sweep", tags.get("mlflow.parentRunId")),
+    ]
+    return (
+        f"**{tags.get('tracker.codec', '')}**: {metrics[SIZE]:,.0f} bytes, {metrics['size/rate_percent']:.2f} % of the "
+        f"anchor, drop {metrics[DROP]:.4g} (tolerance {run.data.params.get('task.tolerance', '')}). "
+        + " · ".join(word for word in links if word)
+    )
