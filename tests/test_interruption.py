@@ -182,6 +182,31 @@ def test_ctrl_c_at_any_moment_of_a_first_start(tmp_path: Path, delay: float) -> 
     assert (after.returncode, after.stderr) == (0, "")
 
 
+SWALLOWING = "import time\nprint('here', flush=True)\ntry:\n    time.sleep(60)\nexcept BaseException:\n    pass\n"
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize(("number", "status", "word"), [(2, 130, "interrupted"), (15, 143, "terminated")])
+def test_an_import_is_ended_without_an_exception_unless_a_run_has_begun(
+    tmp_path: Path, begun: bool, number: int, status: int, word: str
+) -> None:
+    """An exception there may be swallowed, and aborts the process in an extension module that calls Python."""
+    (tmp_path / "swallowing.py").write_text(SWALLOWING)
+    code = "from tracker import signals\nsignals.install()\n"
+    code += "signals.begin()\n" if begun else ""
+    code += "import swallowing\nsignals.check()\n"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "here\n"
+    process.send_signal(number)
+    err = process.communicate(timeout=30)[1]
+    if begun:
+        assert err.splitlines()[-1].endswith("KeyboardInterrupt" if number == signal.SIGINT else "Terminated")
+    else:
+        assert (process.returncode, err) == (status, f"error: {word} before a run began\n")
+
+
 # Interpreter and shell write no file before the limit is theirs to meet.
 LIMITED = """
 import resource, runpy, signal, sys

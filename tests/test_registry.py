@@ -30,7 +30,7 @@ def alias(client: MlflowClient, name: str = "digits") -> str:
 
 def test_the_alias_is_that_of_the_smallest_transparent_one(here: Here, ready: Path, client: MlflowClient) -> None:
     def compressed(*words: str) -> str:
-        done = here("+codec=nnc", *words, "tracking.register=true")
+        done = here("+codec=nnc", *words, "tracking.registered_model=true")
         assert done.returncode == 0, done.stderr
         return done.stdout + done.stderr
 
@@ -101,7 +101,7 @@ def test_any_runs_result_by_the_command(
         assert reason in told and told.count("\n") == 1
 
     # Models of another anchor would not compare, which is told before any work is done.
-    done = here("+codec=int8", "anchor.width=16", "tracking.register=small")
+    done = here("+codec=int8", "anchor.width=16", "tracking.registered_model=small")
     assert done.returncode == 1 and "another anchor" in done.stderr and done.stderr.count("\n") == 1
     assert len(runs(ready, "compression")) == 1
 
@@ -115,7 +115,7 @@ def test_a_sweep_registers_its_best(here: Here, ready: Path, client: MlflowClien
     (parent,) = runs(ready, "sweep")
     assert version.run_id == final.info.run_id and parent.info.run_id in version.description
     assert not [run for run in runs(ready, "trial") if run.outputs and run.outputs.model_outputs]
-    assert here(*words, "tracking.register=false", "hydra.sweeper.study_name=t").returncode == 0
+    assert here(*words, "tracking.registered_model=false", "hydra.sweeper.study_name=t").returncode == 0
     assert len(client.search_model_versions("name = 'digits'")) == 1
 
 

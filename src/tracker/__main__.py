@@ -135,12 +135,9 @@ def main() -> int:
     try:
         job()
         status = 0
-    except KeyboardInterrupt:
-        print(f"error: interrupted{ENDED}", file=sys.stderr)
-        status = 130
-    except signals.Terminated:
-        print(f"error: terminated{ENDED}", file=sys.stderr)
-        status = 143
+    except (KeyboardInterrupt, signals.Terminated) as error:
+        status, word = signals.STATUS[KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else signals.Terminated]
+        print(f"error: {word}{ENDED}", file=sys.stderr)
     except Exception as error:
         status = report(error)
     except SystemExit as error:

@@ -35,7 +35,7 @@ class Tracking(Section):
     experiment: str | None = None
     run_name: str | None = None
     evaluate_stages: bool = Field(default=True, description="also measure the performance after each transform")
-    register: bool | str | None = Field(
+    registered_model: bool | str | None = Field(
         default=None,
         description="true, or a registered model's name: register the run's result; null: that of a sweep only, under "
         "the anchor's name; false: none",

@@ -2,16 +2,19 @@
 
 Python raises KeyboardInterrupt wherever it happens to be. In an import, a weak reference's callback or an extension
 module it may be turned into another exception or ignored, so what was received is also kept, and looked at on the way.
+An extension module whose start calls Python may even abort the process. While modules are imported and nothing has
+begun that would have to be ended properly, the process is therefore ended at once, without an exception.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 
 class Terminated(BaseException):
@@ -20,6 +23,8 @@ class Terminated(BaseException):
 
 received: list[type[BaseException]] = []
 holding: list[bool] = []
+begun: list[bool] = []
+STATUS = {KeyboardInterrupt: (130, "interrupted"), Terminated: (143, "terminated")}
 
 
 def install() -> None:
@@ -43,10 +48,16 @@ def check() -> None:
         raise received[0]
 
 
+def begin() -> None:
+    """Something has begun that an exception must end: a run, a trial."""
+    begun.append(True)
+
+
 @contextlib.contextmanager
 def held() -> Iterator[None]:
     """Let a few steps be done together: what is received meanwhile waits for the next `check`."""
     check()
+    begin()
     holding.append(True)
     try:
         yield
@@ -59,9 +70,27 @@ def _raiser(kind: type[BaseException]) -> Any:
         received.append(kind)
         if holding and len(received) == 1:
             return  # for the next `check`; a second Ctrl-C does not wait
+        if not begun and _importing(frame):
+            _end(kind)
         raise kind
 
     return handle
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Whether the interrupted code belongs to the import of a module."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _end(kind: type[BaseException]) -> NoReturn:
+    """End the process as the command line would, by the system's own calls: any lock of Python's may be held here."""
+    status, word = STATUS[kind]
+    os.write(2, f"error: {word} before a run began\n".encode())
+    os._exit(status)
 
 
 def _unraisable(details: Any) -> None:

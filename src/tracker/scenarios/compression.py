@@ -54,7 +54,7 @@ def run(job: Job, tags: Mapping[str, str] | None = None) -> dict[str, Any]:
 def compress(bench: Bench, codec: Codec, anchor: LoggedAnchor, tags: Mapping[str, str]) -> dict[str, Any]:
     """The compressed model, from encoding to the figures: a run of kind ``compression``."""
     check_confidence(bench.job, anchor.evaluation)
-    if bench.job.settings.tracking.register:
+    if bench.job.settings.tracking.registered_model:
         registry.check_name(bench.client, registered_name(bench.job), bench.sha256)
     job, watch, scratch = bench.job, Stopwatch(), Path(tempfile.mkdtemp(prefix="bitstream-", dir=bench.job.folder))
     bitstream = scratch / "bitstream"
@@ -90,7 +90,7 @@ def compress(bench: Bench, codec: Codec, anchor: LoggedAnchor, tags: Mapping[str
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     summary.show_compression(result, run, bench.uri, on_device)
-    if job.settings.tracking.register:
+    if job.settings.tracking.registered_model:
         registry.register(bench.client, run.id, registered_name(job))
     return {
         "run_id": run.id,
@@ -103,7 +103,7 @@ def compress(bench: Bench, codec: Codec, anchor: LoggedAnchor, tags: Mapping[str
 
 def registered_name(job: Job) -> str:
     """Of the registered model that results go to."""
-    wanted = job.settings.tracking.register
+    wanted = job.settings.tracking.registered_model
     return wanted if isinstance(wanted, str) else job.anchor.name
 
 

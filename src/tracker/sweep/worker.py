@@ -54,6 +54,7 @@ class Worker:
         Raises:
             TrackerError: more trials failed than are allowed.
         """
+        signals.begin()
         try:
             return self._work()
         finally:

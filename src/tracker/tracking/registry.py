@@ -149,7 +149,7 @@ def check_name(client: MlflowClient, name: str, anchor: str) -> None:
         if version.tags.get(ANCHOR) not in (None, anchor):
             raise TrackerError(
                 f"models:/{name} has versions of another anchor, with which this one's do not compare; choose another "
-                "name by tracking.register=NAME"
+                "name by tracking.registered_model=NAME"
             )
 
 
