@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -28,6 +30,10 @@ def instant(ready: Path) -> list[str]:
     (ready / "conf" / "scenario" / "instant.yaml").write_text("_target_: instant.run\na: 0\nb: 0.5\nword: x\n")
     (ready / "instant.py").write_text(INSTANT)
     return ["--config-dir", "conf", "-m", "scenario=instant", "hydra/sweeper=tracker", STUDY]
+
+
+def artifacts_of(folder: Path, run: Any) -> Path:
+    return folder / "mlruns" / "artifacts" / run.info.run_id / "artifacts"
 
 
 def study_in(folder: Path, name: str = "s") -> optuna.Study:
@@ -77,6 +83,8 @@ def test_a_sweep_finds_the_smallest_transparent_bitstream(here: Here, ready: Pat
     assert {"history.png", "pareto_front.png", "rate_over_qp.png", "sweep.html"} <= pictures
     table = json.loads((artifacts / "trials.json").read_text())
     assert len(table["data"]) == 14
+    assert "nnc/qp" in table["columns"]
+    assert not [name for name in table["columns"] if "." in name]  # which MLflow's view takes for a nested table
 
     # The file of the best working point runs again to the same bytes.
     again = here("--config-dir", str(artifacts / "working_point"), "--config-name", "working_point")
@@ -132,6 +140,68 @@ def test_too_many_failures_stop_it(here: Here, ready: Path, instant: list[str]) 
     assert parent.info.status == "FAILED"
 
 
+def test_too_many_failures_are_told_once_even_if_they_were_the_last_trials(
+    here: Here, ready: Path, instant: list[str]
+) -> None:
+    words = [*instant, "scenario.a=choice(13)", "scenario.b=interval(0,1)", "hydra.sweeper.n_trials=3"]
+    for done in (here(*words), here(*words)):
+        assert done.returncode == 1
+        assert done.stderr.count("max_failure_rate") == 1 and done.stderr.splitlines()[-1].startswith("error: 3 of 3")
+        assert "Error executing" not in done.stdout + done.stderr and "a worker ended" not in done.stdout + done.stderr
+    (parent,) = runs(ready, "sweep")
+    assert parent.info.status == "FAILED"
+
+
+def test_what_was_broken_is_told_where_no_trial_kept_the_constraints(
+    here: Here, ready: Path, instant: list[str]
+) -> None:
+    words = [*instant, "scenario.a=range(4,7)", "hydra.sweeper.sampler=grid", 'hydra.sweeper.constraints=["other<=3"]']
+    done = here(*words)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "(broken: other<=3 in 4, transparency in 2 trials); search what changes that metric"
+        in done.stderr + done.stdout
+    )
+    done = here(*instant[:-1], "hydra.sweeper.study_name=u", "scenario.a=range(6,7)", "hydra.sweeper.sampler=grid")
+    assert "(broken: transparency in 2 trials); widen the space towards finer steps" in done.stderr + done.stdout
+
+
+def test_another_seed_or_sampler_is_another_study_unless_it_is_named(
+    here: Here, ready: Path, instant: list[str]
+) -> None:
+    words = [*instant[:-1], "scenario.a=range(0,2)"]
+    told = []
+    for more in ([], [], ["hydra.sweeper.seed=1"], ["hydra/sweeper/sampler=random"]):
+        done = here(*words, *more)
+        assert done.returncode == 0, done.stderr
+        told.append("nothing to do" in done.stdout + done.stderr)
+    assert told == [False, True, False, False]
+    assert len({run.data.tags["tracker.study"] for run in runs(ready, "sweep")}) == 3
+    assert here(*words, STUDY).returncode == 0
+    assert (
+        "nothing to do: the study has its 3 trials"
+        in (done := here(*words, STUDY, "hydra.sweeper.seed=1")).stdout + done.stderr
+    )
+
+
+def test_the_command_that_is_told_can_be_pasted(here: Here, ready: Path, instant: list[str]) -> None:
+    (ready / "conf" / "sweep").mkdir()
+    (ready / "conf" / "sweep" / "tensors.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /hydra/sweeper: tracker\nhydra:\n  sweeper:\n    params:\n"
+        "      codec.nnc.qp_per_tensor.*: range(-33,-32)\n"
+    )
+    words = ["--config-dir", "conf", "-m", "+codec=nnc", "+sweep=tensors", STUDY, "hydra.sweeper.n_trials=2"]
+    done = here(*words, "hydra.sweeper.report=false")
+    assert done.returncode == 0, done.stderr
+    told = next(line for line in (done.stdout + done.stderr).splitlines() if "best: trial" in line)
+    command = shlex.split(told[told.index("python -m tracker") :])
+    best = runs(ready, "sweep")[0].data.tags["tracker.best.trial"]
+    assert here(*command[3:]).returncode == 0
+    (trial,) = [run for run in runs(ready, "trial") if run.data.tags["tracker.trial"] == best]
+    (run,) = runs(ready, "compression")
+    assert run.data.tags["tracker.bitstream.sha256"] == trial.data.tags["tracker.bitstream.sha256"]
+
+
 def test_constraints_of_the_user(here: Here, ready: Path, instant: list[str]) -> None:
     words = [*instant, "scenario.a=range(0,10)", "hydra.sweeper.sampler=grid", 'hydra.sweeper.constraints=["other<=3"]']
     assert here(*words).returncode == 0
@@ -150,6 +220,20 @@ def test_several_objectives_keep_their_front(here: Here, ready: Path, instant: l
     assert sorted((trial.params["scenario.a"], trial.params["scenario.b"]) for trial in front) == [
         (a, 0) for a in range(5)
     ]
+    (parent,) = runs(ready, "sweep")
+    table = json.loads((artifacts_of(ready, parent) / "trials.json").read_text())
+    place = {name: index for index, name in enumerate(table["columns"])}
+    marked = {row[place["trial"]] for row in table["data"] if row[place["on the front"]]}
+    assert marked == {trial.number for trial in front}
+    assert "one of 5 working points on the front" in done.stdout + done.stderr
+
+
+def test_the_front_of_other_objectives_is_drawn(here: Here, ready: Path, instant: list[str]) -> None:
+    objectives = "hydra.sweeper.objectives=[size/bitstream_bytes,maximize other]"
+    done = here(*instant, "scenario.a=range(0,3)", objectives, "hydra.sweeper.sampler=grid")
+    assert done.returncode == 0, done.stderr
+    (parent,) = runs(ready, "sweep")
+    assert (artifacts_of(ready, parent) / "plots" / "pareto_front.png").is_file()
 
 
 @pytest.mark.parametrize("limit", ["hydra.sweeper.timeout=0.001", "hydra.sweeper.patience=4"])
@@ -208,6 +292,11 @@ REFUSED = [
     (["hydra.sweeper.n_jobs=2", "codec.nnc.qp=range(-40,-8)"], "+cluster=local"),
     (["anchor=digits,resnet20_cifar10"], "anchor cannot be varied"),
     (["hydra.sweeper.sampler=brute_force", "codec.nnc.sparsity=interval(0,0.5)"], "continuous"),
+    (["codec.nnc.qp=interval(-32.5,-20.5)"], "write range(-32.5,-20.5,STEP)"),
+    (["codec.nnc.qp=range(-40,-8)", "hydra.sweeper.rate_falls_with=codec.nnc.foo"], "codec.nnc.foo is not an option"),
+    (["codec.nnc.qp=range(-40,-8)", "hydra.sweeper.sampler.n_startup_trials=-2"], "sampler.n_startup_trials=-2"),
+    (["codec.nnc.qp=range(-40,-8)", "+hydra.sweeper.sampler.foo=2"], "hydra.sweeper.sampler.foo"),
+    (["codec.nnc.qp=range(-40,-8)", "hydra.sweeper.n_job=3"], "--cfg hydra"),
     ([], "nothing to search"),
 ]
 
@@ -219,6 +308,22 @@ def test_bad_input_is_one_line(words: list[str], told: str, here: Here, ready: P
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("error: ")
     assert told in line
+    assert runs(ready, "trial") == []
+
+
+def test_a_sweep_without_m_is_refused(here: Here, ready: Path, instant: list[str]) -> None:
+    words = [word for word in instant if word != "-m"]
+    done = here(*words)
+    assert done.returncode == 1
+    assert "a sweep needs -m" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_choice_of_codecs_that_the_space_does_not_fit_is_refused(here: Here, ready: Path) -> None:
+    words = ["-m", "hydra/sweeper=tracker", STUDY, "+codec=nnc,int8"]
+    done = here(*words, "codec.nnc.qp=range(-33,-32)")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "codec=int8 does not work with this space (codec.nnc.qp is not an option" in done.stderr
+    assert "condition" in done.stderr
     assert runs(ready, "trial") == []
 
 

@@ -25,6 +25,9 @@ from tracker.errors import TrackerError
 
 log = logging.getLogger("tracker")
 VERBOSE = bool(os.environ.get("HYDRA_FULL_ERROR"))
+# Config groups of launchers that are packages of their own, with the extra that installs them.
+LAUNCHERS = {f"hydra/launcher/{name}": extra for name, extra in (("joblib", "joblib"), ("ray", "ray"))}
+LAUNCHERS |= {f"hydra/launcher/submitit_{name}": "slurm" for name in ("slurm", "local")}
 ENDED = "; a run that had begun is marked FAILED, start it again"
 
 
@@ -40,6 +43,7 @@ def job(config: DictConfig) -> Any:
     started = time.perf_counter()
     signals.install()  # some launchers run jobs in processes of their own
     hydra_config: Any = HydraConfig.get()
+    is_sweep = str(hydra_config.sweeper.get("_target_")).startswith("hydra_plugins.tracker_sweeper.")
     try:
         from tracker.tracking import store
 
@@ -47,7 +51,9 @@ def job(config: DictConfig) -> Any:
         from tracker.component import locate
         from tracker.scenarios.job import read_job
 
-        if str(hydra_config.sweeper.get("_target_")).startswith("hydra_plugins.tracker_sweeper."):
+        if is_sweep:
+            if hydra_config.mode != RunMode.MULTIRUN:
+                raise TrackerError("a sweep needs -m (--multirun): python -m tracker -m ... +sweep=NAME")
             from tracker.sweep.command import work  # this job is a sweep's worker
 
             return work(hydra_config, Path(hydra_config.runtime.output_dir), started)
@@ -58,8 +64,9 @@ def job(config: DictConfig) -> Any:
     except Exception as error:
         signals.check()  # an interrupted import fails in ways of its own
         if hydra_config.mode == RunMode.MULTIRUN:
-            # Hydra tells only the first failure of a multirun, and only when all jobs are done.
-            log.error("failed: %s", message_of(error))
+            # Hydra tells only the first failure of a multirun, and only when all jobs are done; a sweep tells all.
+            if not is_sweep:
+                log.error("failed: %s", message_of(error))
             raise
         raise SystemExit(report(error)) from error
 
@@ -81,6 +88,8 @@ def _message_of(error: BaseException) -> str:
     ):
         return _unknown_key(str(error.__cause__.full_key))
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        if extra := LAUNCHERS.get(error.missing_cfg_file):
+            return f"there is no {error.missing_cfg_file}; pip install 'tracker[{extra}]'"
         there = (
             f"there are {', '.join(sorted(error.options))}" if error.options else "`python -m tracker --help` lists all"
         )
@@ -102,6 +111,8 @@ def _message_of(error: BaseException) -> str:
 
 def _unknown_key(key: str) -> str:
     """Hydra's own advice, to append with a plus sign, would only be refused one step later."""
+    if key.startswith("hydra."):
+        return f"{key} is not an option; look at `python -m tracker --cfg hydra` with the same words for those that are"
     stage = key.split(".")[1] if key.count(".") == 1 and key.startswith("codec.") else None
     first = f"add +codec={stage}, or +codec=[...,{stage},...] in a chain; " if stage else ""
     return (

@@ -193,6 +193,7 @@ class Transform(Stage):
     """A stage on the sender's side that changes the model."""
 
     frameworks: ClassVar[frozenset[str]] = frozenset({"pytorch"})
+    makes_integers: ClassVar[bool] = False  # whether it gives weights as integers, which a coder need not quantise
     final: ClassVar[bool] = False  # whether no other transform may follow, as it would undo this one's work
 
     @abstractmethod
@@ -218,6 +219,7 @@ class Coder(Stage):
 
     shows_progress: ClassVar[bool] = False  # whether `encode` has a progress bar of its own
     codes_integers: ClassVar[bool] = False  # whether `encode` also takes int32 tensors, and codes them without loss
+    of_floats: ClassVar[frozenset[str]] = frozenset()  # options that do nothing about weights that are integers already
 
     @abstractmethod
     def encode(self, tensors: Mapping[str, Tensor], folder: Path, model: Any, context: Context) -> list[TensorRecord]:

@@ -42,6 +42,7 @@ class Nnc(Coder):
 
     shows_progress: ClassVar[bool] = True
     codes_integers: ClassVar[bool] = True
+    of_floats: ClassVar[frozenset[str]] = frozenset(("qp", "qp_early", "qp_late", "qp_density", "use_dq", "sparsity"))
 
     qp: float = Field(default=-32, description="quantisation parameter of weights, -2^(5+d) to 2^(5+d)-1")
     qp_early: float = Field(default=0.0, description="added to the qp of the first weight, ever less up to the middle")

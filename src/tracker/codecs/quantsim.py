@@ -29,6 +29,7 @@ class QuantSim(Transform):
     """Weights as integers and scales, as AIMET's quantisers make them; activations simulated on top."""
 
     final: ClassVar[bool] = True
+    makes_integers: ClassVar[bool] = True
 
     bits: int = Field(default=8, description="of the weights, 4 to 16")
     bits_per_layer: dict[str, int] = Field(default={}, description="bits by layer name, before the above")

@@ -95,6 +95,7 @@ def compress(bench: Bench, codec: Codec, anchor: LoggedAnchor, tags: Mapping[str
     return {
         "run_id": run.id,
         "size": size,
+        "rate_percent": found["size/rate_percent"],
         "drop": decision.drop,
         "transparent": decision.transparent,
         "sha256": sha256,

@@ -93,7 +93,10 @@ class CompressionTrials(Trials):
     def idle(self, config: Mapping[str, Any]) -> Mapping[str, str]:
         """See `Trials.idle`; the anchor's framework and tensors tell."""
         codec, bench = self._codec(config), self.bench
-        return {
+        makes = next((name for name, stage in codec.transforms.items() if stage.makes_integers), None)
+        own = codec.coder.of_floats if makes and codec.coder.codes_integers else ()
+        reason = f"{makes} makes integers of the weights, which are coded as they are"
+        return {f"codec.{codec.coder_name}.{option}": reason for option in own} | {
             f"codec.{name}.{option}": reason
             for name, stage in stages_of(codec).items()
             for option, reason in stage.idle(bench.model, bench.tensors, self.job.anchor.framework).items()

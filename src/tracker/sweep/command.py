@@ -15,7 +15,7 @@ from tracker.errors import TrackerError
 from tracker.sweep.finish import finish
 from tracker.sweep.parent import SweepRun
 from tracker.sweep.sweep import Sweep
-from tracker.sweep.worker import Worker, share_threads
+from tracker.sweep.worker import Worker, share_threads, too_many_failed
 from tracker.tracking import store
 
 if TYPE_CHECKING:
@@ -52,7 +52,10 @@ def run_sweep(config: DictConfig, launcher: Launcher) -> dict[str, Any]:
         with SweepRun(sweep) as run:
             words = [*sweep.fixed, *([] if here else varied(sweep, config.hydra.overrides.task))]
             reason = launch(sweep, launcher, words, here)
-            return finish(sweep, run, reason, Path(scratch))
+            found = finish(sweep, run, reason, Path(scratch))
+            if problem := too_many_failed(sweep):
+                raise TrackerError(problem)
+            return found
 
 
 def launch(sweep: Sweep, launcher: Launcher, words: Sequence[str], here: bool) -> str:
@@ -67,6 +70,13 @@ def launch(sweep: Sweep, launcher: Launcher, words: Sequence[str], here: bool) -
     Returns:
         Why they ended early, if they did.
     """
+    if sweep.shared.all_done(sweep.most):
+        log.info(
+            "nothing to do: the study has its %d trials (n_trials=%d): a larger n_trials goes on with it, "
+            "hydra.sweeper.study_name=NAME begins another",
+            len(sweep.shared.finished()),
+            sweep.settings.n_trials,
+        )
     before, number = -1, 0
     while True:
         ended = len(sweep.shared.finished())
@@ -74,9 +84,14 @@ def launch(sweep: Sweep, launcher: Launcher, words: Sequence[str], here: bool) -
             return ""
         problems, reason = _launched(sweep, launcher, words, here, number)
         number += sweep.settings.n_jobs
-        if reason or sweep.shared.all_done(sweep.most):
+        done = bool(reason) or sweep.shared.all_done(sweep.most)
+        fatal = not done and bool(problems) and (isinstance(problems[0], TrackerError) or ended == before)
+        for problem in problems[fatal:]:
+            if str(problem) != too_many_failed(sweep):  # which is told at the end
+                log.warning("a worker ended: %s", " ".join(str(problem).split())[:300] or type(problem).__name__)
+        if done:
             return reason
-        if problems and (isinstance(problems[0], TrackerError) or ended == before):
+        if fatal:
             raise _told(problems[0], sweep)
         before = ended
 
@@ -85,24 +100,24 @@ def _launched(
     sweep: Sweep, launcher: Launcher, words: Sequence[str], here: bool, number: int
 ) -> tuple[list[Exception], str]:
     """One batch of workers: what went wrong with some, and why they ended early."""
+    from hydra.core.utils import JobStatus
+
     if here:
         prepared.append(sweep)
     problems: list[Exception] = []
     reason = ""
     try:
         for job in launcher.launch([list(words)] * sweep.settings.n_jobs, initial_job_idx=number):
-            try:
+            if job.status == JobStatus.FAILED:
+                problems.append(job._return_value)  # the property also prints
+            else:
                 reason = reason or job.return_value
-            except Exception as error:
-                problems.append(error)
     except TrackerError:
         raise
     except Exception as error:  # a job that was killed, as each launcher tells it
         problems.append(error)
     finally:
         prepared.clear()
-    for problem in problems:
-        log.warning("a worker ended: %s", " ".join(str(problem).split())[:300] or type(problem).__name__)
     return problems, reason
 
 

@@ -31,6 +31,8 @@ class Composer:
         self.name: str | None = hydra.job.config_name
         self.loader = loader_of(hydra)
         self.hydra_overrides = list(hydra.overrides.hydra)
+        sources = hydra.runtime.config_sources
+        self.folders = [source.path for source in sources if source.provider == "command-line"]  # --config-dir
         self.bases: dict[tuple[str, ...], DictConfig] = {}
 
     def config(self, fixed: Sequence[str], values: Mapping[str, Any], space: Mapping[str, Parameter]) -> dict[str, Any]:
@@ -78,7 +80,7 @@ class Composer:
         except OmegaConfBaseException as error:
             raise TrackerError(
                 f"{key} is not an option here, so it cannot be searched; look at `python -m tracker --cfg job` with "
-                "the same codec for those that are"
+                f"the same codec for those that are (one that has no value there yet: +{key}=...)"
             ) from error
 
 

@@ -51,6 +51,13 @@ def values_of(distribution: BaseDistribution, points: int) -> list[Any]:
     return sorted({round(value) for value in values}) if isinstance(distribution, IntDistribution) else values
 
 
+def continuous(distribution: BaseDistribution) -> bool:
+    """Whether it has values between any two."""
+    from optuna.distributions import FloatDistribution
+
+    return isinstance(distribution, FloatDistribution) and distribution.step is None
+
+
 def nearest(distribution: BaseDistribution, value: Any) -> Any:
     """The value itself where a distribution has it, else the nearest one; the first, where nothing is near."""
     try:

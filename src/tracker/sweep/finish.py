@@ -13,8 +13,8 @@ import yaml
 from omegaconf import OmegaConf
 
 from tracker.sweep.history import OUTCOME, RUN_ID, Past, read_outcome
-from tracker.sweep.settings import DROP, SIZE
-from tracker.sweep.worker import tags_of
+from tracker.sweep.settings import DROP, RATE, SIZE
+from tracker.sweep.worker import shown, tags_of
 from tracker.tracking.summary import ui_command
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def finish(sweep: Sweep, run: SweepRun, reason: str, folder: Path) -> dict[str, 
     shared, history = sweep.shared, sweep.history
     with shared.storage.locked(f"{shared.name} end"):
         history.read(shared.trials())
-        best, ended = history.best(), len(history.past) + len(history.failed)
+        best, ended = history.best(), history.ended
         done = shared.study.user_attrs.get(RESULT, {})
         if done.get("trials") != ended or done.get("run_id") != run.id:
             mend_runs(sweep, run.id)
@@ -65,7 +65,7 @@ def measured(sweep: Sweep, run: SweepRun, best: Past, folder: Path) -> dict[str,
     point = folder / POINT
     shutil.rmtree(point, ignore_errors=True)
     point.mkdir()
-    write_point(config, overrides, point)
+    write_point(config, overrides, sweep.command(best.params), point)
     run.log_folder(point, POINT)
     tags = {"mlflow.parentRunId": run.id, "tracker.study": sweep.shared.name, "tracker.trial": str(best.number)}
     found = dict(sweep.trials.report(config, overrides, tags)) if sweep.settings.report else {}
@@ -77,10 +77,9 @@ def measured(sweep: Sweep, run: SweepRun, best: Past, folder: Path) -> dict[str,
     return {key: value for key, value in found.items() if isinstance(value, str | int | float | bool)}
 
 
-def write_point(config: Mapping[str, Any], overrides: list[str], folder: Path) -> None:
+def write_point(config: Mapping[str, Any], overrides: list[str], command: str, folder: Path) -> None:
     """A configuration that ``python -m tracker --config-dir FOLDER --config-name working_point`` runs again."""
-    head = f"# python -m tracker --config-dir . --config-name {POINT}\n# as composed by: python -m tracker "
-    head += " ".join(f"'{word}'" if set(word) & set("[]{}*? ") else word for word in overrides)
+    head = f"# python -m tracker --config-dir . --config-name {POINT}\n# as composed by: {command}"
     text = yaml.safe_dump({"defaults": ["base", "_self_"]}) + OmegaConf.to_yaml(OmegaConf.create(dict(config)))
     (folder / f"{POINT}.yaml").write_text(f"{head}\n{text}")
     (folder / "overrides.txt").write_text("\n".join(overrides) + "\n")
@@ -91,7 +90,7 @@ def figures(best: Past | None, found: Mapping[str, Any]) -> dict[str, float]:
     metrics: dict[str, float] = {}
     if best is not None:
         metrics = {f"search/{name}": value for name, value in best.outcome.metrics.items() if "/" in name}
-    names = {"size": SIZE, "drop": DROP}
+    names = {"size": SIZE, "rate_percent": RATE, "drop": DROP}
     metrics |= {name: float(found[key]) for key, name in names.items() if key in found}
     if "transparent" in found:
         metrics["performance/transparent"] = float(found["transparent"])
@@ -131,9 +130,20 @@ def children(sweep: Sweep, parent: str) -> Iterator[Any]:
             return
 
 
+def column(key: str) -> str:
+    """A parameter's name in the table."""
+    return key.removeprefix("codec.").replace(".", "/")
+
+
+def front(sweep: Sweep) -> set[int]:
+    """The numbers of the feasible trials that no other one beats in all objectives."""
+    return {trial.number for trial in sweep.shared.study.best_trials}
+
+
 def rows(sweep: Sweep) -> list[dict[str, Any]]:
     """The study as a table, a row for each trial, those that were interrupted included."""
     table = []
+    ahead = front(sweep) if len(sweep.settings.objectives) > 1 else None
     for trial in sweep.shared.study.get_trials(deepcopy=False):
         outcome = trial.user_attrs.get(OUTCOME, {})
         metrics = outcome.get("metrics", {})
@@ -143,9 +153,11 @@ def rows(sweep: Sweep) -> list[dict[str, Any]]:
             {
                 "trial": trial.number,
                 "state": trial.state.name,
-                **{key: trial.params.get(key) for key in sweep.space},
+                # MLflow's view of tables takes a dot for a level of nesting.
+                **{column(key): trial.params.get(key) for key in sweep.space},
                 **{name: metrics.get(name) for name in (*sweep.settings.directions, DROP)},
                 "feasible": None if past is None else past.feasible,
+                **({} if ahead is None else {"on the front": trial.number in ahead}),
                 "stopped": outcome.get("stopped") or trial.user_attrs.get("error"),
                 "seconds": seconds,
                 "bitstream sha256": outcome.get("sha256"),
@@ -162,22 +174,38 @@ def advice(config: Mapping[str, Any]) -> str:
     return f"the smallest of many trials is partly luck: {more}, or a larger search split, leaves less to it"
 
 
+def broken(sweep: Sweep) -> str:
+    """How many trials broke each constraint, and what to do about the one that most of them broke."""
+    counts: dict[str, int] = {}
+    for trial in sweep.shared.finished():
+        for name, excess in trial.constraints.items():
+            counts[name] = counts.get(name, 0) + (excess > 0)
+    most = sorted((-count, name) for name, count in counts.items() if count)
+    if not most:
+        return ""
+    told = ", ".join(f"{name if name != DROP else 'transparency'} in {-count}" for count, name in most)
+    if most[0][1] == DROP:
+        return f" (broken: {told} trials); widen the space towards finer steps, or raise task.tolerance"
+    return f" (broken: {told} trials); search what changes that metric, or allow more"
+
+
 def show(sweep: Sweep, run: SweepRun, best: Past | None, found: Mapping[str, Any], reason: str) -> None:
     """The lines at the end of a sweep."""
     history = sweep.history
-    ended = len(history.past) + len(history.failed)
+    ended = history.ended
     failed = f", {len(history.failed)} failed" if history.failed else ""
     log.info("study %s: %d trials%s%s", sweep.shared.name, ended, failed, f" ({reason})" if reason else "")
     if best is None:
-        log.warning("no trial kept the constraints; widen the space towards finer steps, or allow more")
+        log.warning("no trial kept the constraints%s", broken(sweep))
     else:
         value = f"{best.value:,.0f} bytes" if sweep.objective == SIZE else f"{sweep.objective} {best.value:.6g}"
-        words = " ".join(sweep.overrides(best.params))
-        log.info("best: trial %d, %s: python -m tracker %s", best.number, value, words)
+        log.info("best: trial %d, %s: %s", best.number, value, sweep.command(best.params))
+        if len(sweep.settings.objectives) > 1:
+            log.info("it is one of %d working points on the front, which trials.json marks", len(front(sweep)))
         if "transparent" in found:
             verdict = "transparent" if found["transparent"] else "NOT transparent"
-            log.info("on the report split: drop %.4g: %s", found["drop"], verdict)
-            if not found["transparent"]:
+            log.info("on the report split: drop %s: %s", shown(found["drop"]), verdict)
+            if not found["transparent"] and sweep.settings.transparent:
                 log.info("%s", advice(sweep.config(best.params)))
     log.info("run %s · %s", run.id, ui_command(sweep.trials.uri))
     if sweep.shared.storage.for_dashboard:

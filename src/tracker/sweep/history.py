@@ -95,6 +95,11 @@ class History:
             if outcome.content is not None and outcome.violation is not None:
                 self.by_content.setdefault(outcome.content, outcome)
 
+    @property
+    def ended(self) -> int:
+        """How many trials have ended, failed ones included."""
+        return len(self.past) + len(self.failed)
+
     def tried(self, key: str) -> bool:
         """Whether a combination of values has been tried, or is being tried."""
         return key in self.by_params or key in self.begun

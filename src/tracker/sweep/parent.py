@@ -75,7 +75,7 @@ class BestSoFar:
         """Take down where the sweep stands."""
         from mlflow.entities import Metric
 
-        ended, best = len(history.past) + len(history.failed), history.best()
+        ended, best = history.ended, history.best()
         if best is None or best.value is None or ended == self.step:
             return
         self.step = ended

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tracker.sweep.distributions import nearest, values_of
+from tracker.sweep.distributions import continuous, nearest, values_of
 from tracker.sweep.history import History, Past, key_of
 from tracker.sweep.samplers import BruteForce, Sampler
 from tracker.sweep.space import Parameter, active, in_order
@@ -170,12 +170,12 @@ def next_index(state: Mapping[int, str], count: int, start: int, step: int) -> i
 
 def combinations(space: Mapping[str, Parameter]) -> float:
     """How many points a space has, conditions apart; infinite where one parameter is continuous."""
-    from optuna.distributions import FloatDistribution, IntDistribution
+    from optuna.distributions import IntDistribution
 
     total = 1.0
     for parameter in space.values():
         distribution = parameter.distribution
-        if isinstance(distribution, FloatDistribution) and distribution.step is None:
+        if continuous(distribution):
             return math.inf
         if isinstance(distribution, IntDistribution) and distribution.log:
             total *= distribution.high - distribution.low + 1

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tracker.sweep.settings import DROP, SIZE
+from tracker.sweep.settings import DROP, RATE, SIZE
 
 if TYPE_CHECKING:
     from tracker.sweep.history import Past
@@ -52,7 +52,9 @@ def _optuna_plots(sweep: Sweep) -> list[tuple[str, Any, Callable[[Path], None]]]
     if len(complete) < 2:
         return []
     first: Callable[[Any], float] = lambda trial: trial.values[0]  # noqa: E731
-    several = {"target": first, "target_name": sweep.objective} if len(sweep.settings.objectives) > 1 else {}
+    several: dict[str, Any] = {"target_name": sweep.objective}
+    if len(sweep.settings.objectives) > 1:
+        several["target"] = first
     wanted = [("history", "plot_optimization_history"), ("importances", "plot_param_importances")]
     chosen = _most_important(sweep, complete, first)
     if len(chosen) > 1:
@@ -180,7 +182,8 @@ class _Points:
             axes.set_ylim(*self.shown)
             higher = sum(y > self.shown[1] for _, _, y in self.points)
             if higher:
-                axes.set_title(f"{self.title} ({higher} trials above the frame)")
+                word = "trial" if higher == 1 else "trials"
+                axes.set_title(f"{self.title} ({higher} {word} above the frame)")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
         figure.savefig(path)
@@ -189,7 +192,8 @@ class _Points:
 def _own_plots(sweep: Sweep) -> list[tuple[str, _Points]]:
     """The drop over the rate, and the rate over the parameter that it falls with."""
     past = list(sweep.history.past.values())
-    rate = "size/rate_percent"
+    rate, wanted = RATE, sweep.settings.directions
+    others = len(wanted) > 1 and not set(wanted) <= {SIZE, RATE, DROP}  # whose front is another one
     both = [
         (one, one.outcome.metrics[rate], _drop(one))
         for one in past
@@ -203,7 +207,9 @@ def _own_plots(sweep: Sweep) -> list[tuple[str, _Points]]:
         drops = [y for _, _, y in both]
         # Trials far beyond the tolerance would squeeze all others into one line.
         pareto.shown = (min(drops) - tolerance, max(min(max(drops), 10 * tolerance), min(drops)) + tolerance)
-        plots.append(("pareto_front", pareto))
+        plots.append(("performance_over_rate" if others else "pareto_front", pareto))
+    if others:
+        plots.append(("pareto_front", _objectives(sweep, past)))
     key = sweep.settings.rate_falls_with or ""
     along = [
         (one, one.params[key], one.outcome.metrics[rate])
@@ -213,6 +219,17 @@ def _own_plots(sweep: Sweep) -> list[tuple[str, _Points]]:
     if along:
         plots.append(("rate_over_qp", _Points(f"rate over {key}", key, "rate in percent", along)))
     return plots
+
+
+def _objectives(sweep: Sweep, past: list[Past]) -> _Points:
+    """The first two objectives, and the front of all of them."""
+    (x, first), (y, second) = list(sweep.settings.directions.items())[:2]
+    both = [(one, one.outcome.metrics[x], one.outcome.metrics[y]) for one in past if {x, y} <= set(one.outcome.metrics)]
+    words = {"minimize": "lower is better", "maximize": "higher is better"}
+    found = _Points("front of the objectives", f"{x} ({words[first]})", f"{y} ({words[second]})", both)
+    ahead = {trial.number for trial in sweep.shared.study.best_trials}
+    found.line = sorted((one, two) for past, one, two in both if past.number in ahead)
+    return found
 
 
 def _drop(past: Past) -> Any:

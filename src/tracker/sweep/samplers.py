@@ -8,6 +8,7 @@ do not all propose the same.
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -15,7 +16,7 @@ from pydantic import Field, PrivateAttr
 
 from tracker.component import Component
 from tracker.errors import TrackerError
-from tracker.sweep.distributions import values_of
+from tracker.sweep.distributions import continuous, values_of
 from tracker.sweep.space import Parameter, active, in_order
 
 if TYPE_CHECKING:
@@ -147,6 +148,8 @@ class CmaEs(Sampler):
         """See `Sampler.build`."""
         from optuna.samplers import CmaEsSampler
 
+        # It says so for every trial; the ones that break a constraint are kept from it.
+        warnings.filterwarnings("ignore", message="Constraints have been set, but CmaEsSampler")
         return CmaEsSampler(
             n_startup_trials=self.n_startup_trials,
             sigma0=self.sigma0,
@@ -228,10 +231,8 @@ class BruteForce(Grid):
         Raises:
             TrackerError: a parameter is continuous.
         """
-        from optuna.distributions import FloatDistribution
-
         for key, parameter in space.items():
-            if isinstance(parameter.distribution, FloatDistribution) and parameter.distribution.step is None:
+            if continuous(parameter.distribution):
                 raise TrackerError(
                     f"{key} is continuous, and brute force needs an end: write range(first,last,step), or use "
                     "hydra.sweeper.sampler=grid"

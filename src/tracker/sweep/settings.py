@@ -13,7 +13,8 @@ from tracker.settings import Section
 from tracker.sweep.conditions import Comparison, read_bound
 from tracker.sweep.samplers import NAMES, Sampler
 
-SIZE, DROP = "size/bitstream_bytes", "performance/drop"
+SIZE, RATE, DROP = "size/bitstream_bytes", "size/rate_percent", "performance/drop"
+OF_HYDRA = ("_target_", "_recursive_")  # how Hydra makes the plugin
 
 
 class SweepSettings(Section):
@@ -98,7 +99,7 @@ def read_sweep(config: Mapping[str, Any]) -> SweepSettings:
         TrackerError: a key is unknown, a type is wrong, or a value is out of range.
     """
     try:
-        settings = SweepSettings(**{str(key): value for key, value in config.items() if key != "_target_"})
+        settings = SweepSettings(**{str(key): value for key, value in config.items() if key not in OF_HYDRA})
     except ValidationError as error:
         raise TrackerError(explain(error, "hydra.sweeper")) from error
     settings.bounds, settings.built_sampler()

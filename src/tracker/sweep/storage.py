@@ -22,7 +22,7 @@ JOURNAL, GRPC = "journal://", "grpc://"
 SECONDS_TO_CONNECT = 15
 SECONDS_FOR_SQLITE = 120  # a process waits so long for the others' writes
 SECONDS_FOR_MYSQL = 7 * 24 * 3600  # it has a lock for which one waits without end, MariaDB has not
-DRIVERS = {"postgresql": ("psycopg", "psycopg[binary]"), "mysql": ("pymysql", "pymysql")}  # module and package
+DRIVERS = {"postgresql": ("psycopg", "tracker[postgresql]"), "mysql": ("pymysql", "tracker[mysql]")}  # module and extra
 KINDS = "sqlite:///FILE, postgresql://..., mysql://..., journal://FILE or grpc://HOST:PORT"
 
 
@@ -170,7 +170,8 @@ class Storage:
         if file is not None:
             from filelock import FileLock
 
-            lock = file.with_name(f"{file.name}.{zlib.crc32(what.encode()):08x}.lock")
+            lock = file.with_name(f".{file.name}.locks") / f"{zlib.crc32(what.encode()):08x}.lock"
+            lock.parent.mkdir(exist_ok=True)
             lock.touch()  # tells why it cannot be made; FileLock would try for ever
             with FileLock(lock):
                 yield

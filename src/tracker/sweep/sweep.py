@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
+import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +19,7 @@ from tracker.component import locate
 from tracker.errors import TrackerError
 from tracker.scenarios.job import Job, read_job
 from tracker.sweep.composing import Composer, overrides_of
-from tracker.sweep.distributions import nearest, values_of
+from tracker.sweep.distributions import continuous, nearest, values_of
 from tracker.sweep.history import History
 from tracker.sweep.outcome import Trials
 from tracker.sweep.plain import PlainTrials
@@ -92,6 +94,11 @@ class Sweep:
         """The words of the command line that compose it."""
         return overrides_of(self.fixed, values, self.space)
 
+    def command(self, values: Mapping[str, Any]) -> str:
+        """What one types for a trial's configuration."""
+        folders = [word for path in self.composer.folders for word in ("--config-dir", path)]
+        return shlex.join(["python", "-m", "tracker", *folders, *self.overrides(values)])
+
     def _base_point(self) -> dict[str, Any]:
         """The configuration's own value of each parameter, or one in its range."""
         groups = {key: values_of(one.distribution, 2)[0] for key, one in self.space.items() if one.group}
@@ -138,13 +145,18 @@ class Sweep:
         return made
 
     def _check(self, config: Mapping[str, Any]) -> None:
+        self._check_along()
         for key, parameter in self.space.items():
             if not self.trials.varies(key):
                 raise TrackerError(f"{key} cannot be varied in a sweep of this scenario: its trials would not compare")
-            if parameter.when is None and not parameter.group:
+            if parameter.group:
+                self._check_choices(key, parameter)
+            elif parameter.when is None:
                 ends = values_of(parameter.distribution, 2)
                 for end in (ends[0], ends[-1]):
                     self.trials.check(self.config({**self.base, key: end}))
+                if continuous(parameter.distribution) and not parameter.entry:
+                    self._check_between(key, ends[0], ends[-1])
         known = self.trials.metrics(config)
         if known is None:
             return
@@ -160,6 +172,37 @@ class Sweep:
                     f"hydra.sweeper.objectives: no trial logs the metric {name}; there are {', '.join(sorted(known))}"
                 )
 
+    def _check_along(self) -> None:
+        along = self.settings.rate_falls_with
+        if along is not None and along not in self.settings.params and self.composer.value(self.fixed, along) is None:
+            raise TrackerError(
+                f"hydra.sweeper.rate_falls_with={along} is not an option here; there are {', '.join(self.space)}"
+            )
+
+    def _check_choices(self, key: str, parameter: Parameter) -> None:
+        """Each choice of a config group, with the parameters that are there for it."""
+        for choice in values_of(parameter.distribution, 2):
+            point = {key: choice}
+            for name, other in in_order(self.space):
+                if name != key and active(other, point):
+                    point[name] = self.base.get(name, values_of(other.distribution, 2)[0])
+            try:
+                self.trials.check(self.config(point))
+            except TrackerError as error:
+                raise TrackerError(
+                    f"{parameter.key}={choice} does not work with this space ({error}); leave the choice out, or give "
+                    "parameters that not all choices have a condition: {space: ..., when: KEY=VALUE}"
+                ) from error
+
+    def _check_between(self, key: str, low: float, high: float) -> None:
+        """An option may take steps only, and an interval is all but never on one."""
+        try:
+            self.trials.check(self.config({**self.base, key: low + (high - low) / math.e}))
+        except TrackerError as error:
+            raise TrackerError(
+                f"{key} cannot be searched in an interval ({error}); write range({low:g},{high:g},STEP)"
+            ) from error
+
     def _study(self, config: Mapping[str, Any], job: Job) -> SharedStudy:
         from optuna.distributions import distribution_to_json
 
@@ -174,7 +217,11 @@ class Sweep:
             **self.trials.signature,
             "configuration": {key: value for key, value in flattened(rest).items() if key not in self.space},
         }
-        digest = hashlib.sha256(json.dumps(signature, sort_keys=True, default=str).encode()).hexdigest()[:8]
+        # A name of its own for another way to search, which a study that is named may change.
+        own = self.settings.model_dump(include={"sampler", "seed", "rate_falls_with", "known_points"})
+        digest = hashlib.sha256(
+            json.dumps({**signature, "search": own}, sort_keys=True, default=str).encode()
+        ).hexdigest()[:8]
         scenario = str(job.settings.scenario["_target_"]).split(".")[-2]
         what = "-".join(job.codec.stages) if job.codec and "codec" not in self.space else scenario
         name = self.settings.study_name or f"{self.trials.title}-{what}-{digest}"

@@ -20,6 +20,7 @@ from tracker.sweep.proposing import Proposing
 from tracker.sweep.settings import DROP, SIZE
 from tracker.sweep.space import suggest
 from tracker.sweep.sweep import Sweep
+from tracker.tasks.base import ROUNDING
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -78,7 +79,8 @@ class Worker:
         """Whether another trial is begun at all, and what is tried next whatever the sampler thinks."""
         self.history.read(trials)
         self.best.note(self.history)
-        self._check_failures()
+        if problem := too_many_failed(self.sweep):
+            raise TrackerError(problem)
         if reason := self._enough():
             raise _Enough(reason)
         return self.sweep.planner.propose(self.history)
@@ -107,16 +109,6 @@ class Worker:
         if patience is not None and self.history.since_best() >= patience:
             return f"hydra.sweeper.patience: no better one in {patience} trials"
         return ""
-
-    def _check_failures(self) -> None:
-        failed, ended = self.history.failed, len(self.history.failed) + len(self.history.past)
-        if len(failed) >= min(FAILURES_BEFORE_STOPPING, self.sweep.most) and (
-            len(failed) > self.settings.max_failure_rate * ended
-        ):
-            raise TrackerError(
-                f"{len(failed)} of {ended} trials failed, more than hydra.sweeper.max_failure_rate="
-                f"{self.settings.max_failure_rate:g} allows; the last: {failed[max(failed)]}"
-            )
 
     def _run(self, trial: Trial) -> None:
         """One trial, whatever becomes of it."""
@@ -237,12 +229,23 @@ class Worker:
             rate = f", {metrics['size/rate_percent']:.2f} %" if "size/rate_percent" in metrics else ""
             found.append(f"{metrics[SIZE]:,.0f} bytes{rate}")
         if DROP in metrics:
-            found.append(f"drop {metrics[DROP]:.4g}")
+            found.append(f"drop {shown(metrics[DROP])}")
         if outcome.stopped:
             found.append(f"({outcome.stopped})")
         if not found:
             found = [f"{name} {metrics[name]:.6g}" for name in self.settings.directions if name in metrics]
         log.info("trial %d: %s: %s", trial.number, words, " ".join(found))
+
+
+def too_many_failed(sweep: Sweep) -> str:
+    """What is told where more trials failed than are allowed; else empty."""
+    failed, ended, rate = sweep.history.failed, sweep.history.ended, sweep.settings.max_failure_rate
+    if len(failed) < min(FAILURES_BEFORE_STOPPING, sweep.most) or len(failed) <= rate * ended:
+        return ""
+    return (
+        f"{len(failed)} of {ended} trials failed, more than hydra.sweeper.max_failure_rate={rate:g} allows; the last: "
+        f"{failed[max(failed)]}"
+    )
 
 
 def tags_of(outcome: Outcome) -> dict[str, str]:
@@ -278,4 +281,9 @@ def share_threads(workers: int, threads: int | None) -> None:
 
 
 def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return shown(value) if isinstance(value, float) else str(value)
+
+
+def shown(value: float) -> str:
+    """Four digits; what differs from 0 by rounding only is 0."""
+    return f"{0.0 if abs(value) < ROUNDING else value:.4g}"
