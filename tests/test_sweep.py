@@ -178,10 +178,8 @@ def test_another_seed_or_sampler_is_another_study_unless_it_is_named(
     assert told == [False, True, False, False]
     assert len({run.data.tags["tracker.study"] for run in runs(ready, "sweep")}) == 3
     assert here(*words, STUDY).returncode == 0
-    assert (
-        "nothing to do: the study has its 3 trials"
-        in (done := here(*words, STUDY, "hydra.sweeper.seed=1")).stdout + done.stderr
-    )
+    done = here(*words, STUDY, "hydra.sweeper.seed=1")
+    assert "nothing to do: the study has its 3 trials" in done.stdout + done.stderr
 
 
 def test_the_command_that_is_told_can_be_pasted(here: Here, ready: Path, instant: list[str]) -> None:

@@ -244,3 +244,19 @@ def test_what_transforms_log_can_be_bounded(codec: str, bound: str, here: Here, 
     done = here(*words, *extra, f'hydra.sweeper.constraints=["{bound}"]')
     assert done.returncode == 0, done.stderr
     assert "no trial kept the constraints" in done.stdout
+
+
+def test_what_does_nothing_about_integers_is_not_searched(here: Here, ready: Path) -> None:
+    """Behind quantsim the coder codes integers, and no step size changes a byte."""
+    pytest.importorskip("aimet_torch")
+    words = ["-m", "+codec=[quantsim,nnc]", "+sweep=[quantsim_layers,nnc]", "hydra.sweeper.n_trials=4"]
+    done = here(*words, "hydra.sweeper.report=false")
+    assert done.returncode == 0, done.stderr
+    told = done.stdout + done.stderr
+    for option in ("qp", "qp_early", "qp_late"):
+        assert f"codec.nnc.{option} is not searched: quantsim makes integers" in told
+    trials = runs(ready, "trial")
+    assert {run.data.params["codec.nnc.qp"] for run in trials} == {"-32"}
+    prefix = "codec.quantsim.bits_per_layer."
+    bits = [{key: value for key, value in run.data.params.items() if key.startswith(prefix)} for run in trials]
+    assert len({str(sorted(one.items())) for one in bits}) > 1
