@@ -30,6 +30,7 @@ from tracker.sweep.storage import Storage
 from tracker.sweep.study import INTERRUPTED
 
 pytestmark = pytest.mark.slow
+PATIENCE = 600  # seconds, for a busy machine
 TRIALS = 12
 SLOW = """
 import os, time
@@ -82,7 +83,7 @@ def kill_one(folder: Path, process: subprocess.Popen[str]) -> int:
     return pid
 
 
-def ends_well(process: subprocess.Popen[str], timeout: float = 240) -> None:
+def ends_well(process: subprocess.Popen[str], timeout: float = PATIENCE) -> None:
     try:
         _, told = process.communicate(timeout=timeout)
     finally:
@@ -366,7 +367,7 @@ def test_slurm_jobs_join_by_hand(slurm: int, slow: list[str], ready: Path) -> No
     words = slow[slow.index("-m", 2) + 1 :]  # after `python -m tracker --config-dir conf -m`
     submit = ["sbatch", "--wait", "--array=1-2", f"--cpus-per-task={slurm}", str(script), "--config-dir", "conf"]
     process = start([*submit, *words], ready, PYTHON=sys.executable)
-    _, told = process.communicate(timeout=240)
+    _, told = process.communicate(timeout=PATIENCE)
     logs = "".join(path.read_text() for path in ready.glob("tracker-*.log"))
     assert process.returncode == 0, told + logs
     check_whole(ready)
@@ -396,7 +397,7 @@ def apart(tmp_path: Path) -> Iterator[list[str]]:
 def test_ray(apart: list[str], ready: Path) -> None:
     words = ["-m", "+codec=nnc", "+sweep=nnc", "+cluster=ray", f"hydra.sweeper.n_trials={TRIALS}"]
     process = start([*apart, sys.executable, "-m", "tracker", *words], ready)
-    out, told = process.communicate(timeout=240)
+    out, told = process.communicate(timeout=PATIENCE)
     check_nnc(ready, Completed(words, process.returncode, out, told))
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tracker.scenarios.job import Job
 
 log = logging.getLogger(__name__)
+WEIGHTS = "model.safetensors"
 SCORES = "scores.safetensors"
 ADDRESS = re.compile(r"0x[0-9a-fA-F]+")  # of an object in memory, in its text form
 
@@ -152,6 +153,18 @@ def read_scores(client: MlflowClient, run_id: str) -> Any:
         return load(path.read_bytes()).get("scores")
 
 
+def read_weights(client: MlflowClient, run_id: str) -> dict[str, Tensor]:
+    """The weights that `log_anchor` stored, tied names included."""
+    from safetensors import safe_open
+
+    with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
+        path = client.download_artifacts(run_id, f"anchor/{WEIGHTS}", folder)
+        with safe_open(path, framework="pt") as stored:
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (it is no mapping)
+            tied = json.loads((stored.metadata() or {}).get("tied", "{}"))
+    return tensors | {name: tensors[first] for name, first in tied.items()}
+
+
 def log_anchor(run: Run, tensors: Mapping[str, Tensor], evaluation: Evaluation, folder: Path) -> None:
     """Store an anchor's weights as safetensors, and its scores.
 
@@ -175,7 +188,7 @@ def log_anchor(run: Run, tensors: Mapping[str, Tensor], evaluation: Evaluation, 
         unique = own_memory({name: tensor for name, tensor in tensors.items() if name not in tied})
         save_file(
             unique,
-            own / "model.safetensors",
+            own / WEIGHTS,
             {"format": "pt", **({"tied": json.dumps(tied)} if tied else {})},
         )
         arrays = {} if evaluation.scores is None else {"scores": np.ascontiguousarray(evaluation.scores)}
