@@ -364,3 +364,24 @@ def test_a_run_that_fails_leaves_no_model_that_looks_finished(
     client = MlflowClient(f"sqlite:///{ready}/mlruns/mlflow.db")
     (model,) = client.search_logged_models([run.info.experiment_id])
     assert model.status == "FAILED"
+
+
+def test_the_model_of_a_run_that_fails_is_no_result(here: Here, ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    from tracker.tracking.run import Run
+
+    before = Run.set_tags
+
+    def failing(self: Run, tags: dict[str, str]) -> None:
+        if "tracker.bitstream.sha256" in tags:
+            raise OSError("the store is gone")
+        before(self, tags)
+
+    monkeypatch.setattr(Run, "set_tags", failing)
+    assert here("+codec=int8").returncode == 1
+    (run,) = runs(ready, "compression")
+    assert run.info.status == "FAILED"
+    client = MlflowClient(f"sqlite:///{ready}/mlruns/mlflow.db")
+    (output,) = run.outputs.model_outputs
+    assert client.get_logged_model(output.model_id).status == "FAILED"

@@ -24,6 +24,7 @@ class Terminated(BaseException):
 received: list[type[BaseException]] = []
 holding: list[bool] = []
 begun: list[bool] = []
+helpers: list[int] = []  # processes that end with this one
 STATUS = {KeyboardInterrupt: (130, "interrupted"), Terminated: (143, "terminated")}
 
 
@@ -89,6 +90,9 @@ def _importing(frame: FrameType | None) -> bool:
 def _end(kind: type[BaseException]) -> NoReturn:
     """End the process as the command line would, by the system's own calls: any lock of Python's may be held here."""
     status, word = STATUS[kind]
+    for process in helpers:
+        with contextlib.suppress(OSError):
+            os.kill(process, signal.SIGTERM)
     os.write(2, f"error: {word} before a run began\n".encode())
     os._exit(status)
 

@@ -266,7 +266,7 @@ class MetricsOnly:
 
 
 def discard(client: MlflowClient, run: MlflowRun) -> None:
-    """Take back what would make a run that failed look finished: its artifacts but the configuration, and two tags."""
+    """Take back what makes a failed run look finished: artifacts but the configuration, its model, two tags."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     for name in RESULTS:
@@ -274,6 +274,8 @@ def discard(client: MlflowClient, run: MlflowRun) -> None:
             get_artifact_repository(run.info.artifact_uri).delete_artifacts(name)
         except Exception as error:  # nothing of that name, or a store that cannot delete
             log.debug("artifacts %s of the failed run remain: %s", name, error)
+    for output in run.outputs.model_outputs if run.outputs else []:
+        client.finalize_logged_model(output.model_id, "FAILED")
     for tag in ("tracker.bitstream.sha256", "tracker.transparent"):
         if tag in run.data.tags:
             client.delete_tag(run.info.run_id, tag)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tracker import signals
 from tracker.errors import TrackerError
 from tracker.tracking import sqlite
 
@@ -70,6 +71,7 @@ def prepare(uri: str) -> None:
             stderr=subprocess.DEVNULL,
         )
     )
+    signals.helpers.append(preparing[-1].pid)
 
 
 def abandon() -> None:
@@ -89,6 +91,7 @@ def connect(uri: str) -> MlflowClient:
     Raises:
         TrackerError: the server does not answer, or the store cannot be opened.
     """
+    signals.helpers.clear()
     while preparing:
         preparing.pop().wait()  # what went wrong there goes wrong below as well, and is told
     if uri.startswith(("http://", "https://")):
