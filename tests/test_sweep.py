@@ -260,6 +260,15 @@ def test_a_space_with_fewer_points_than_trials_is_tried_out(here: Here, ready: P
     done = here(*instant, "scenario.a=range(0,2)", "hydra.sweeper.n_trials=12")
     assert done.returncode == 0, done.stderr
     assert sorted(trial.params["scenario.a"] for trial in study_in(ready).trials) == [0, 1, 2]
+    assert "3 trials (all 3 points of the space were tried)" in done.stdout + done.stderr
+
+
+def test_a_grid_that_n_trials_cuts_off_is_told(here: Here, ready: Path, instant: list[str]) -> None:
+    words = ["scenario.a=range(0,4)", "hydra.sweeper.sampler=grid", "hydra.sweeper.n_trials=3"]
+    done = here(*instant, *words)
+    assert done.returncode == 0, done.stderr
+    assert "3 of the space's 5 points are tried" in done.stdout + done.stderr
+    assert len(study_in(ready).trials) == 3
 
 
 def test_the_same_tensors_are_evaluated_once(here: Here, ready: Path) -> None:
@@ -295,6 +304,7 @@ REFUSED = [
     (["codec.nnc.qp=range(-40,-8)", "hydra.sweeper.sampler.n_startup_trials=-2"], "sampler.n_startup_trials=-2"),
     (["codec.nnc.qp=range(-40,-8)", "+hydra.sweeper.sampler.foo=2"], "hydra.sweeper.sampler.foo"),
     (["codec.nnc.qp=range(-40,-8)", "hydra.sweeper.n_job=3"], "--cfg hydra"),
+    (["codec.nnc.qp_per_tensor.*=range(-33,-32)"], "a key with a star cannot be given on the command line"),
     ([], "nothing to search"),
 ]
 

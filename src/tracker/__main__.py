@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
@@ -96,6 +96,11 @@ def _message_of(error: BaseException) -> str:
         return f"there is no {error.missing_cfg_file}; {there}"
     if isinstance(error, ValueError) and str(error).startswith("Only one of --"):  # Hydra's check of its own flags
         return f"{error}: leave out all of them but one"
+    if isinstance(error, OverrideParseException) and "*" in error.override.partition("=")[0]:
+        return (
+            f"{error.override}: a key with a star cannot be given on the command line; write it into a file, as "
+            "conf/sweep/svd_layers.yaml does, and choose that by +sweep=NAME (and --config-dir)"
+        )
     if isinstance(error, HydraException | OmegaConfBaseException):
         cause = error.__cause__
         text = f"{error} ({cause})" if cause is not None and str(cause) not in str(error) else str(error)

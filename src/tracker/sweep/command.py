@@ -51,7 +51,16 @@ def run_sweep(config: DictConfig, launcher: Launcher) -> dict[str, Any]:
             )
         with SweepRun(sweep) as run:
             words = [*sweep.fixed, *([] if here else varied(sweep, config.hydra.overrides.task))]
+            points = len(sweep.planner.plan or ())
+            if points > sweep.most:
+                log.info(
+                    "%d of the space's %d points are tried; a larger hydra.sweeper.n_trials tries all",
+                    sweep.most,
+                    points,
+                )
             reason = launch(sweep, launcher, words, here)
+            if not reason and 0 < points < sweep.settings.n_trials:
+                reason = f"all {points} points of the space were tried"
             found = finish(sweep, run, reason, Path(scratch))
             if problem := too_many_failed(sweep):
                 raise TrackerError(problem)
