@@ -385,3 +385,33 @@ def test_the_model_of_a_run_that_fails_is_no_result(here: Here, ready: Path, mon
     client = MlflowClient(f"sqlite:///{ready}/mlruns/mlflow.db")
     (output,) = run.outputs.model_outputs
     assert client.get_logged_model(output.model_id).status == "FAILED"
+
+
+@pytest.mark.parametrize(
+    ("origin", "wanted"),
+    [
+        (None, "tracker==1.2"),
+        ({"url": "file:///home/me/tracker", "dir_info": {"editable": True}}, "tracker==1.2"),
+        ({"url": "https://host/t.whl", "archive_info": {}}, "tracker @ https://host/t.whl"),
+        (
+            {"url": "https://host/t.git", "vcs_info": {"vcs": "git", "commit_id": "abc"}},
+            "tracker @ git+https://host/t.git@abc",
+        ),
+    ],
+)
+def test_where_a_receiver_gets_tracker(origin: dict | None, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PEP 610's direct_url.json, as pip writes it."""
+    import importlib.metadata as metadata
+
+    class Installed:
+        version = "1.2"
+
+        def read_text(self, name: str) -> str | None:
+            assert name == "direct_url.json"
+            return None if origin is None else json.dumps(origin)
+
+    real = metadata.distribution
+    monkeypatch.setattr(metadata, "distribution", lambda name: Installed() if name == "tracker" else real(name))
+    assert tracker.flavor.get_default_pip_requirements()[0] == wanted
+    monkeypatch.setenv("TRACKER_REQUIREMENT", "tracker @ https://elsewhere/t.whl")
+    assert tracker.flavor.get_default_pip_requirements()[0] == "tracker @ https://elsewhere/t.whl"

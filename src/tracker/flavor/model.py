@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
+import os
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -242,7 +244,23 @@ def get_default_pip_requirements(anchor: Anchor | None = None) -> list[str]:
     if anchor is not None:
         names += EXTRAS.get(anchor.framework, ())
         names += [zoo for zoo in ZOOS if zoo == type(anchor).__module__.rsplit(".", 1)[-1]]
-    return [f"tracker=={importlib.metadata.version('tracker')}", *(_pinned(name) for name in names)]
+    return [own_requirement(), *(_pinned(name) for name in names)]
+
+
+def own_requirement() -> str:
+    """Where a receiver gets this package: ``TRACKER_REQUIREMENT``, else what it was installed from, else its version.
+
+    What was installed from a repository or an archive of the network is named as such (PEP 610); a folder of this
+    machine is of no use elsewhere.
+    """
+    if given := os.environ.get("TRACKER_REQUIREMENT"):
+        return given
+    distribution = importlib.metadata.distribution("tracker")
+    origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+    url, vcs = str(origin.get("url", "")), origin.get("vcs_info", {})
+    if not url.startswith("https://"):
+        return f"tracker=={distribution.version}"
+    return f"tracker @ {vcs['vcs']}+{url}@{vcs['commit_id']}" if vcs else f"tracker @ {url}"
 
 
 def _pinned(name: str) -> str:
