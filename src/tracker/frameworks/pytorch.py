@@ -75,7 +75,7 @@ class PyTorch(Framework):
         return "\n".join([str(model), *extra])
 
     def layers(self, model: nn.Module) -> dict[str, int]:
-        """Classes of modules; of a torch.export program, whose modules have lost theirs, operators that take weights."""
+        """Classes of modules; of a torch.export program, whose modules have none, operators that take weights."""
         if is_program(model):
             calls = [node for node in model.graph.nodes if node.op == "call_function"]
             weighted = [node for node in calls if any(given.op == "get_attr" for given in node.all_input_nodes)]

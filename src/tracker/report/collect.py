@@ -194,11 +194,14 @@ def from_client(client: MlflowClient, experiment_ids: list[str], split: str) -> 
         page = client.search_runs(experiment_ids, wanted, max_results=PAGE, page_token=token)
         for run in page:
             info, data = run.info, run.data
-            kept = [
-                {key: values[key] for key in keys if key in values}
-                for keys, values in ((TAGS, data.tags), (PARAMS, data.params), (METRICS, data.metrics))
-            ]
-            yield Record(info.run_id, info.experiment_id, info.start_time, *kept)
+            yield Record(
+                info.run_id,
+                info.experiment_id,
+                info.start_time,
+                tags={key: data.tags[key] for key in TAGS if key in data.tags},
+                params={key: data.params[key] for key in PARAMS if key in data.params},
+                metrics={key: data.metrics[key] for key in METRICS if key in data.metrics},
+            )
         token = page.token
         if not token:
             return
@@ -212,7 +215,7 @@ def from_database(client: MlflowClient, experiment_ids: list[str], split: str) -
     def having(table: Any, key: str, value: str) -> Any:
         return select(table.run_uuid).where(table.key == key, table.value == value)
 
-    wanted = (
+    wanted: Any = (
         select(SqlRun.run_uuid, SqlRun.experiment_id, SqlRun.start_time)
         .where(SqlRun.experiment_id.in_([int(one) for one in experiment_ids]))
         .where(SqlRun.lifecycle_stage == "active", SqlRun.status == "FINISHED")

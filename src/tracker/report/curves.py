@@ -48,11 +48,11 @@ def rate_saving(baseline: Sequence[Point], tested: Sequence[Point]) -> Saving:
         100 * (exp(1 / (b - a) * integral from a to b of (r_tested(p) - r_baseline(p)) dp) - 1)
 
     G. Bjøntegaard, "Calculation of average PSNR differences between RD-curves", ITU-T SG16 Q.6 VCEG-M33, 2001, with one
-    cubic polynomial through four points; piecewise cubic interpolation, for any number of points, as in the common
-    test conditions of JCT-VC and JVET (JCTVC-L1100; ITU-T HSTP-VID-WPOM, "Working practices using objective metrics for
-    evaluation of video coding efficiency experiments", 2020). The interpolation is that of F. N. Fritsch and J. Butland,
-    SIAM J. Sci. Stat. Comput. 5(2), 1984. The performance is the drop with its sign changed, so that a metric for which
-    less is better needs nothing of its own.
+    cubic polynomial through four points; piecewise cubic interpolation, for any number of points, as in the common test
+    conditions of JCT-VC and JVET (JCTVC-L1100; ITU-T HSTP-VID-WPOM, "Working practices using objective metrics for
+    evaluation of video coding efficiency experiments", 2020). The interpolation is that of F. N. Fritsch and
+    J. Butland, SIAM J. Sci. Stat. Comput. 5(2), 1984. The performance is the drop with its sign changed, so that a
+    metric for which less is better needs nothing of its own.
 
     Args:
         baseline: working points; those on their front count.
@@ -71,7 +71,9 @@ def rate_saving(baseline: Sequence[Point], tested: Sequence[Point]) -> Saving:
     if low >= high:
         return Saving(None, "the curves share no range of performance", None, curves)
     means = [
-        float(PchipInterpolator([-one.drop for one in curve], [math.log(one.size) for one in curve]).integrate(low, high))
+        float(
+            PchipInterpolator([-one.drop for one in curve], [math.log(one.size) for one in curve]).integrate(low, high)
+        )
         / (high - low)
         for curve in curves
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,8 @@ def draw(axes: Axes, label: str, application: Application, report: Report) -> No
     for index, (codec, points) in enumerate(application.points.items()):
         colour, marker = colours[index % len(colours)], MARKERS[index // len(colours) % len(MARKERS)]
         best = front(points)
-        rest = [point for point in points if point not in best and math.isfinite(point.decoded)]
+        ids = {point.run_id for point in best}
+        rest = [point for point in points if point.run_id not in ids and math.isfinite(point.decoded)]
         cloud = [point.rate for point in rest], [point.decoded for point in rest]
         axes.plot(*cloud, marker, color=colour, alpha=0.3, markersize=3, rasterized=len(rest) > VECTORS)
         line = [point.rate for point in best], [point.decoded for point in best]
@@ -50,9 +52,11 @@ def draw(axes: Axes, label: str, application: Application, report: Report) -> No
     _frame(axes, application, drops)
     axes.set(xlabel="rate in percent of the anchor", ylabel=_plain(application.metric))
     setting = f"{label} · {application.data}"
-    axes.set_title(_plain(setting if len(setting) <= 80 else f"{setting[:79]}…") + _hidden(application, drops), fontsize=10)
+    axes.set_title(
+        _plain(setting if len(setting) <= 80 else f"{setting[:79]}…") + _hidden(application, drops), fontsize=10
+    )
     axes.grid(alpha=0.3)
-    legend = axes.legend(fontsize=8)
+    legend = axes.legend(fontsize=8, loc="lower right")  # curves rise to the right, above it
     for text in legend.get_texts():
         text.set_text(_plain(text.get_text()))
 
@@ -77,8 +81,6 @@ def pictures(report: Report) -> list[str]:
 
 def unique_ids(svgs: Sequence[str]) -> list[str]:
     """SVGs whose ids do not clash where they stand in one page: a clip path would be that of the first."""
-    import re
-
     found = []
     for index, svg in enumerate(svgs):
         svg = re.sub(r'(?<=\bid=")', f"p{index}-", svg)

@@ -110,7 +110,9 @@ def saving_caption(report: Report) -> str:
     )
 
 
-POINTS_CAPTION = "The working points that savings and curves are made of: no other run of the codec is smaller and better."
+POINTS_CAPTION = (
+    "The working points that savings and curves are made of: no other run of the codec is smaller and better."
+)
 
 
 def markdown(report: Report) -> str:
@@ -238,4 +240,4 @@ def _latex_address(address: str) -> str:
     return "".join(f"\\{char}" if char in "#%&_" else char for char in address.translate(LATEX_ADDRESS))
 
 
-LATEX_ADDRESS = {ord(char): f"%{ord(char):02X}" for char in "\\{}^~ $<>\"`|\n\r"}
+LATEX_ADDRESS = {ord(char): f"%{ord(char):02X}" for char in '\\{}^~ $<>"`|\n\r'}
