@@ -15,6 +15,7 @@ must hold: the report of 10,000 runs in less than 30 s; the start of a run at mo
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import random
 import shutil
@@ -57,7 +58,7 @@ def fill(database: Path, count: int) -> None:
                 )
             tags = {
                 "tracker.transparent": str(drop <= 0.005).lower(),
-                "tracker.anchor.sha256": f"{index // 2 % ANCHORS:064x}",
+                "tracker.anchor.sha256": hashlib.sha256(str(index // 2 % ANCHORS).encode()).hexdigest(),
                 "tracker.bitstream.sha256": run * 2,
             }
             connection.executemany(

@@ -81,11 +81,11 @@ def rate_saving(baseline: Sequence[Point], tested: Sequence[Point]) -> Saving:
 
 
 def usual_baseline(applications: Sequence[Application]) -> str:
-    """The codec that was tried in most applications, and of several the one with most runs."""
+    """The codec that was tried in most applications; of several the plainest, and of these the one with most runs."""
     tried: Counter[str] = Counter()
     runs: Counter[str] = Counter()
     for application in applications:
         for codec, points in application.points.items():
             tried[codec] += 1
             runs[codec] += len(points)
-    return min(tried, key=lambda codec: (-tried[codec], -runs[codec], codec))
+    return min(tried, key=lambda codec: (-tried[codec], codec.count(">"), -runs[codec], codec))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SHOWN = 10  # tolerances beyond the anchor, at most: a point far below would squeeze all others into one line
 VECTORS = 300  # points that are drawn as shapes; more of them as pixels, so that the file stays small
+MOST_PIXELS = 60_000  # of a picture's height; matplotlib takes fewer than 2**16
 MARKERS = "osD^vP*X"
 
 
@@ -100,7 +101,7 @@ def write_picture(report: Report, path: Path, kind: str) -> None:
     from matplotlib.figure import Figure
 
     count = len(report.applications)
-    figure = Figure(figsize=(8, 4.5 * count), layout="constrained", dpi=max(20, min(110, 60_000 // (450 * count))))
+    figure = Figure(figsize=(8, 4.5 * count), layout="constrained", dpi=min(110, MOST_PIXELS / (4.5 * count)))
     for axes, (label, application) in zip(figure.subplots(count, squeeze=False).flat, report.applications, strict=True):
         draw(axes, label, application, report)
     metadata: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}

@@ -44,6 +44,7 @@ def figure(value: float) -> str:
     """A metric's value or a drop, to four digits behind the point where it has as many."""
     if not math.isfinite(value):
         return str(value)
+    value += 0.0  # no minus before a zero
     return f"{value:.4f}" if abs(value) >= 1e-3 or value == 0 else f"{value:.2g}"
 
 
@@ -81,7 +82,7 @@ def verdict(point: Point) -> str:
 
 def saving_cells(row: Row, saving: Saving) -> list[str]:
     """A row of the table of savings."""
-    told = f"{-saving.percent:.2f} %" if saving.percent is not None else f"none: {saving.reason}"
+    told = f"{round(-saving.percent, 2) + 0.0:.2f} %" if saving.percent is not None else f"none: {saving.reason}"
     overlap = " to ".join(map(figure, saving.overlap)) if saving.overlap else ""
     points = f"{len(saving.points[1])} against {len(saving.points[0])}"
     return [row.label, row.application.data, row.point.codec, told, overlap, points]
