@@ -416,6 +416,7 @@ def test_what_cannot_be_told_is_refused_in_a_line(
     assert "cannot be written" in refused("-o", str(tmp_path / "missing" / "r.md"))
     (tmp_path / "kept.md").mkdir()
     assert "cannot be written" in refused("-o", str(tmp_path / "kept.md"))
+    assert not told(capfd, "--format", "md", "-o", "/dev/null") and not Path("/dev/null").is_file()
     assert not list(tmp_path.glob("*.partial"))
     for words in (["-o", "r.doc"], ["--format", "pdf"], ["--curve", "c.doc"], ["--split", "train"], ["more"]):
         with pytest.raises(SystemExit) as ended:

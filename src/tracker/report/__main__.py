@@ -126,8 +126,12 @@ def write(path: Path, fill: Callable[[Path], object]) -> None:
     Raises:
         TrackerError: it cannot be written.
     """
+    path = path.resolve()  # what a link leads to, not the link, is replaced
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
+        if path.exists() and not path.is_file():  # a pipe or a device, in whose place no file must come
+            fill(path)
+            return
         fill(partial)
         partial.replace(path)
     except OSError as error:

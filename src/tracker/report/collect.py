@@ -181,7 +181,13 @@ def records(client: MlflowClient, uri: str, experiment_ids: list[str], split: st
     if found is None:
         found = from_client(client, experiment_ids, split)
     needed = {"tracker.anchor.sha256", "tracker.task.sha256", "tracker.codec"}
-    return [one for one in found if needed <= one.tags.keys() and set(METRICS) <= one.metrics.keys()]
+    return [
+        one
+        for one in found
+        if needed <= one.tags.keys()
+        and set(METRICS) <= one.metrics.keys()
+        and math.isfinite(one.metrics["size/bitstream_bytes"])
+    ]
 
 
 def from_client(client: MlflowClient, experiment_ids: list[str], split: str) -> Iterator[Record]:
