@@ -39,7 +39,7 @@ def draw(axes: Axes, label: str, application: Application, report: Report) -> No
     axes.axhline(anchor, color="black", linestyle="--", linewidth=1, label=f"anchor {anchor:.4f}")
     drops = []
     for index, (codec, points) in enumerate(application.points.items()):
-        colour, marker = colours[index % len(colours)], MARKERS[index // len(colours) % len(MARKERS)]
+        colour, marker = colours[index % len(colours)], MARKERS[index % len(MARKERS)]
         best = front(points)
         ids = {point.run_id for point in best}
         rest = [point for point in points if point.run_id not in ids and math.isfinite(point.decoded)]
