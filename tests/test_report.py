@@ -24,6 +24,7 @@ from mlflow.entities import Metric, Param, RunTag
 
 from tracker.report import __main__ as command
 from tracker.report import collect, draw, formats, page, table
+from tracker.report import runs as reading
 from tracker.report.collect import Application, Point
 from tracker.report.curves import front, rate_saving
 
@@ -266,10 +267,10 @@ def test_all_formats_tell_the_same_and_every_figure_is_in_a_run(
 
 
 def test_tables_of_the_database_and_the_search_tell_the_same(full: Store) -> None:
-    owners = collect.experiments(full.client, [])
+    owners = reading.experiments(full.client, [])
     key = lambda one: one.run_id  # noqa: E731
-    quick = sorted(collect.from_database(full.client, owners, "report"), key=key)
-    asked = sorted(collect.from_client(full.client, owners, "report"), key=key)
+    quick = sorted(reading.from_database(full.client, owners, "report"), key=key)
+    asked = sorted(reading.from_client(full.client, owners, "report"), key=key)
     assert len(quick) == 2 * 14 + 1 and pformat(quick) == pformat(asked)
     (row,) = table.make(collect.applications(full.client, full.uri, ["odd"], "report"), full.uri, "report", None).rows
     assert row.point.run_id == full.odd and not row.point.transparent and formats.cells(row)[6] == "nan"
