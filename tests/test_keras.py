@@ -181,6 +181,7 @@ def test_names_are_unique_and_the_same_each_time() -> None:
         return keras.Model(inputs, keras.layers.Embedding(4, 3)(keras.ops.cast(x > 0, "int32")))
 
     first, second = build(), build()
+    assert FRAMEWORK.layers(first) == {"EinsumDense": 4, "Dense": 4, "Embedding": 1}
     names = FRAMEWORK.state(first, ())
     assert list(names) == list(FRAMEWORK.state(second, ()))
     assert len(names) == len(first.weights)

@@ -66,6 +66,10 @@ class Framework(ABC):
     def describe(self, model: Any) -> str:
         """The architecture in words: what weights do not tell (activations, strides)."""
 
+    @abstractmethod
+    def layers(self, model: Any) -> dict[str, int]:
+        """How many layers with weights of their own the model has of each type, in the order in which they come."""
+
 
 def refuse_misfits(what: str, missing: Sequence[str], unexpected: Sequence[str]) -> None:
     """Refuse tensors that are not those of an architecture.

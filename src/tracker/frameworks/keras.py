@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -202,6 +203,12 @@ class Keras(Framework):
             return json.dumps([type(model).__name__, *parts], default=str)
         config.pop("compile_config", None)
         return json.dumps(stable(config), sort_keys=True)
+
+    def layers(self, model: Any) -> dict[str, int]:
+        """Classes of layers."""
+        named = layers_by_name(model)
+        owners = dict.fromkeys(name.rpartition("/")[0] for name in entries(model))
+        return dict(Counter(type(named.get(path, model)).__name__ for path in owners))
 
 
 def checked(model: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, TypeGuard
 
@@ -73,6 +73,15 @@ class PyTorch(Framework):
         """The module's text form, and extra states, which are no weights either."""
         extra = [f"{name}: {value!r}" for name, value in model.state_dict().items() if is_extra(name)]
         return "\n".join([str(model), *extra])
+
+    def layers(self, model: nn.Module) -> dict[str, int]:
+        """Classes of modules; of a torch.export program, whose modules have none, operators that take weights."""
+        if is_program(model):
+            calls = [node for node in model.graph.nodes if node.op == "call_function"]
+            weighted = [node for node in calls if any(given.op == "get_attr" for given in node.all_input_nodes)]
+            return dict(Counter(getattr(node.target, "__name__", "").partition(".")[0] for node in weighted))
+        owners = (module for module in model.modules() if next(module.parameters(recurse=False), None) is not None)
+        return dict(Counter(type(module).__name__ for module in owners))
 
 
 def is_extra(name: str) -> bool:

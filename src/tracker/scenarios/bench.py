@@ -125,7 +125,14 @@ class Bench:
                     "memory/peak_mib": peak_memory_mib(),
                 }
             )
-            run.set_tags({"tracker.metrics": json.dumps(list(evaluation.metrics))})
+            layers = ", ".join(f"{count} {name}" for name, count in self.framework.layers(self.model).items())
+            run.set_tags(
+                {
+                    "tracker.metrics": json.dumps(list(evaluation.metrics)),
+                    "tracker.anchor.model": type(self.model).__name__,
+                    "tracker.anchor.layers": layers[:2000],
+                }
+            )
         return LoggedAnchor(run.id, evaluation, found=False)
 
     @cached_property
