@@ -1,0 +1,109 @@
+"""The rate by tensor: where the bytes of a bitstream go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tracker.plots.style import BLUE, GREY, SMALL, new_figure, shortened
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_TENSORS = 30
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one tensor takes of a bitstream.
+
+    Attributes:
+        name: the tensor's, or of many tensors together.
+        parameters: their number.
+        bytes: None where the coder's format does not let it be told.
+        others: whether it stands for many tensors.
+    """
+
+    name: str
+    parameters: int
+    bytes: int | None
+    others: bool = False
+
+    @property
+    def bits(self) -> float | None:
+        """Bits per parameter."""
+        return 8 * self.bytes / self.parameters if self.bytes is not None and self.parameters else None
+
+
+def largest(shares: Sequence[Share], most: int = MOST_TENSORS) -> list[Share]:
+    """The tensors that take most, and all others as one.
+
+    Args:
+        shares: of all tensors; where none has bytes, parameters count.
+        most: how many are shown by themselves.
+
+    Returns:
+        In descending order, the others last.
+    """
+    told = any(share.bytes is not None for share in shares)
+    ordered = sorted(shares, key=lambda share: -((share.bytes or 0) if told else share.parameters))
+    if len(ordered) <= most + 1:
+        return ordered
+    rest = ordered[most:]
+    sizes = [share.bytes for share in rest if share.bytes is not None]
+    # What is not told in bytes (counters, which travel beside the coder's file) does not count as parameters either.
+    count = sum(share.parameters for share in rest if share.bytes is not None or not told)
+    together = Share(f"{len(rest)} other tensors", count, sum(sizes) if told else None, others=True)
+    return [*ordered[:most], together]
+
+
+def by_tensor(shares: Sequence[Share], title: str) -> Figure | None:
+    """Bytes of the largest tensors as bars, with bits per parameter; parameters where no bytes are known.
+
+    Args:
+        shares: of all tensors.
+        title: above the plot.
+    """
+    told = any(share.bytes is not None for share in shares)
+    shown = [share for share in largest(shares) if share.bytes is not None or not told]
+    if not shown:
+        return None
+    sizes = [share.bytes or 0 if told else share.parameters for share in shown]
+    figure = new_figure(9, 1.3 + 0.21 * max(3, len(shown)), title)
+    axes = figure.subplots()
+    colours = [GREY if share.others else BLUE for share in shown]
+    bars = axes.barh(range(len(shown)), sizes, color=colours)
+    whole = sum(sizes) or 1
+    labels = [f"{_amount(share, told)} · {100 * size / whole:.1f} %" for share, size in zip(shown, sizes, strict=True)]
+    axes.bar_label(bars, labels, fontsize=SMALL, padding=3)
+    axes.set_yticks(range(len(shown)), [shortened(share.name) for share in shown], fontsize=SMALL)
+    axes.invert_yaxis()
+    axes.margins(x=0.32, y=0.01)
+    axes.set_xlabel("bytes in the bitstream" if told else "parameters (the coder keeps no bytes by tensor)")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.tick_params(axis="x", labelsize=SMALL)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    return figure
+
+
+def _amount(share: Share, told: bool) -> str:
+    if not told:
+        return f"{share.parameters:,}"
+    bits = "" if share.bits is None else f" · {share.bits:.2f} bit/parameter"
+    return f"{share.bytes:,} B{bits}"
+
+
+def shares(rows: Sequence[Mapping[str, object]], parameters: Mapping[str, int]) -> list[Share]:
+    """The rows of tensors.json as shares.
+
+    Args:
+        rows: with ``tensor`` and ``bytes``.
+        parameters: of each tensor.
+    """
+    found = []
+    for row in rows:
+        name, size = str(row["tensor"]), row["bytes"]
+        found.append(Share(name, parameters[name], int(str(size)) if size is not None else None))
+    return found
