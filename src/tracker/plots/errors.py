@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tracker.models import mean_squares
-from tracker.plots.style import BLUE, ORANGE, SMALL, new_figure, shortened
+from tracker.plots.style import BLUE, ORANGE, SMALL, Margins, grid, new_figure, room, shortened
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from torch import Tensor
 
 MOST_NAMES = 64
-ROOM = 1.08  # beyond the best finite ratio: the place of tensors without an error
+KINDS = ((True, "weights", BLUE), (False, "biases, norms, statistics", ORANGE))
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ def layer_of(tensor: str) -> str:
 def by_layer(found: Sequence[Ratio], title: str) -> Figure | None:
     """The ratio of each tensor as a point, a line for each layer, in the order of the model.
 
+    Tensors without an error stand, hollow, beyond all others.
+
     Args:
         found: of all tensors.
         title: above the plot.
@@ -74,32 +77,40 @@ def by_layer(found: Sequence[Ratio], title: str) -> Figure | None:
     if not found:
         return None
     layers = list(dict.fromkeys(ratio.layer for ratio in found))
-    place = {layer: index for index, layer in enumerate(layers)}
-    finite = [ratio.decibels for ratio in found if math.isfinite(ratio.decibels)]
-    beyond = max([*finite, 10.0]) * ROOM
-    figure = new_figure(9, 1.7 + 0.17 * max(6, min(len(layers), MOST_NAMES)), title)
-    axes = figure.subplots()
-    for main, label, marker, colour in (
-        (True, "weights", "o", BLUE),
-        (False, "biases, norms, statistics", "^", ORANGE),
-    ):
-        for exact in (False, True):
-            chosen = [one for one in found if one.main is main and math.isinf(one.decibels) is exact]
-            axes.plot(
-                [beyond if exact else one.decibels for one in chosen],
-                [place[one.layer] for one in chosen],
-                marker,
-                color=colour,
-                markersize=5,
-                markerfacecolor="white" if exact else colour,
-                linestyle="none",
-                label=(f"{label}: no error" if exact else label) if chosen else None,
-            )
     step = -(-len(layers) // MOST_NAMES)  # all layers are drawn, but so many names would cover each other
-    axes.set_yticks(range(0, len(layers), step), [shortened(name) for name in layers[::step]], fontsize=SMALL)
-    axes.set_ylim(len(layers) - 0.4, -0.6)
-    axes.set_xlabel("signal-to-quantisation-noise ratio in dB: 10 log10( Σ w² / Σ (w - w')² ), more is better")
-    axes.tick_params(axis="x", labelsize=SMALL)
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=4, fontsize=SMALL, frameon=False)
+    names = [shortened(layer) for layer in layers[::step]]
+    groups = [(word, colour, [one for one in found if one.main is main]) for main, word, colour in KINDS]
+    groups = [group for group in groups if group[2]]
+    margins = Margins(left=room(names), bottom=0.8, top=0.6, between=0.25)
+    height = 1.5 + 0.17 * max(6, min(len(layers), MOST_NAMES))
+    figure = new_figure(margins.left + 3.9 * len(groups) + 0.5, height, title, margins)
+    # Weights and the rest in axes of their own: the rest is often coded so finely that weights would stand in one line.
+    for axes, (word, colour, chosen) in zip(grid(figure, 1, len(groups), margins, sharey=True)[0], groups, strict=True):
+        _points(axes, chosen, {layer: index for index, layer in enumerate(layers)}, colour)
+        axes.set_title(word, fontsize=SMALL + 1)
+    figure.axes[0].set_yticks(range(0, len(layers), step), names)
+    figure.axes[0].set_ylim(len(layers) - 0.4, -0.6)
+    words = "signal-to-quantisation-noise ratio in dB: 10 log10( Σ w² / Σ (w - w')² ), more is better; hollow: no error"
+    figure.text(0.5, 0.2 / height, words, fontsize=SMALL, ha="center")
     return figure
+
+
+def _points(axes: Axes, found: Sequence[Ratio], place: Mapping[str, int], colour: str) -> None:
+    """One axes of `by_layer`."""
+    finite = [one.decibels for one in found if math.isfinite(one.decibels)]
+    beyond = max(finite, default=0.0) + max(1.0, 0.1 * (max(finite, default=0.0) - min(finite, default=0.0)))
+    for exact in (False, True):
+        chosen = [one for one in found if math.isinf(one.decibels) is exact]
+        axes.plot(
+            [beyond if exact else one.decibels for one in chosen],
+            [place[one.layer] for one in chosen],
+            "o",
+            color=colour,
+            markersize=5,
+            markerfacecolor="white" if exact else colour,
+            linestyle="none",
+        )
+    if not finite:
+        axes.set_xticks([])
+    axes.tick_params(labelsize=SMALL)
+    axes.grid(alpha=0.3)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tracker.plots.style import BLUE, GREY, SMALL, new_figure, shortened
+from tracker.plots.style import BLUE, GREY, SMALL, Margins, new_figure, room, shortened
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,24 +65,31 @@ def by_tensor(shares: Sequence[Share], title: str) -> Figure | None:
         shares: of all tensors.
         title: above the plot.
     """
+    from matplotlib.ticker import MaxNLocator
+
     told = any(share.bytes is not None for share in shares)
     shown = [share for share in largest(shares) if share.bytes is not None or not told]
     if not shown:
         return None
     sizes = [share.bytes or 0 if told else share.parameters for share in shown]
-    figure = new_figure(9, 1.3 + 0.21 * max(3, len(shown)), title)
-    axes = figure.subplots()
-    colours = [GREY if share.others else BLUE for share in shown]
-    bars = axes.barh(range(len(shown)), sizes, color=colours)
-    whole = sum(sizes) or 1
+    names, whole = [shortened(share.name) for share in shown], sum(sizes) or 1
     labels = [f"{_amount(share, told)} · {100 * size / whole:.1f} %" for share, size in zip(shown, sizes, strict=True)]
-    axes.bar_label(bars, labels, fontsize=SMALL, padding=3)
-    axes.set_yticks(range(len(shown)), [shortened(share.name) for share in shown], fontsize=SMALL)
-    axes.invert_yaxis()
-    axes.margins(x=0.32, y=0.01)
-    axes.set_xlabel("bytes in the bitstream" if told else "parameters (the coder keeps no bytes by tensor)")
+    margins = Margins(left=room(names), right=room(labels), bottom=0.55)
+    bars_wide = 4.4
+    figure = new_figure(margins.left + bars_wide + margins.right, 1.0 + 0.21 * max(3, len(shown)), title, margins)
+    axes = figure.subplots()
+    bars = axes.barh(range(len(shown)), sizes, color=[GREY if share.others else BLUE for share in shown])
+    axes.bar_label(bars, labels, fontsize=SMALL, padding=3)  # beyond the longest bar there is the margin
+    axes.set_yticks(range(len(shown)), names)
+    axes.set_ylim(len(shown) - 0.4, -0.6)
+    axes.set_xlim(0, 1.01 * (max(sizes) or 1))
+    axes.set_xlabel(
+        "bytes in the bitstream" if told else "parameters (the coder keeps no bytes by tensor)", fontsize=SMALL
+    )
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.tick_params(axis="x", labelsize=SMALL)
+    axes.tick_params(labelsize=SMALL)
+    axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
     return figure

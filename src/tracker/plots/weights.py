@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tracker.plots.style import BLUE, GREY, ORANGE, SMALL, new_figure, shortened
+from tracker.plots.style import BLUE, GREY, SMALL, Margins, grid, new_figure, shortened
 
 if TYPE_CHECKING:
     import numpy as np
@@ -89,8 +89,9 @@ def histogram(name: str, before: Tensor, after: Tensor, step: float | None) -> H
         low, high, count = (first - 0.5) * width, (last + 0.5) * width, last - first + 1
     counted = [np.histogram(array, bins=count, range=(low, high)) for array in arrays]
     shares = [found / array.size for (found, _), array in zip(counted, arrays, strict=True)]
-    zeros = tuple(float((array == 0).mean()) for array in arrays)
-    return Histogram(name, "x".join(map(str, before.shape)), counted[0][1], *shares, zeros=(zeros[0], zeros[1]))
+    zeros = [float((array == 0).mean()) for array in arrays]
+    shape = "x".join(map(str, before.shape))
+    return Histogram(name, shape, counted[0][1], shares[0], shares[1], (zeros[0], zeros[1]))
 
 
 def _sample(tensor: Tensor) -> np.ndarray:
@@ -100,7 +101,7 @@ def _sample(tensor: Tensor) -> np.ndarray:
     flat = tensor.detach().reshape(-1)
     # Odd, as the sizes of most tensors are even: an even one may meet the same few channels again and again.
     stride = -(-flat.numel() // SAMPLED) | 1
-    return np.asarray(flat[::stride].cpu().double().numpy())
+    return np.asarray(flat[::stride].cpu().float().numpy())
 
 
 def before_and_after(found: Sequence[Histogram], title: str) -> Figure | None:
@@ -111,32 +112,36 @@ def before_and_after(found: Sequence[Histogram], title: str) -> Figure | None:
         title: above the plot.
     """
     import numpy as np
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
     if not found:
         return None
     columns = min(3, len(found))
     rows = -(-len(found) // columns)
-    figure = new_figure(1 + 3.2 * columns, 1 + 2.1 * rows, title)
-    grid = figure.subplots(rows, columns, squeeze=False).flat
-    for one, axes in zip(found, grid, strict=False):
+    margins = Margins(left=0.85, top=0.8, bottom=0.75, between=0.6, below=0.75)
+    figure = new_figure(1.1 + 3.1 * columns, 0.75 + 2.15 * rows, title, margins)
+    every = grid(figure, rows, columns, margins).flat
+    for one, axes in zip(found, every, strict=False):
         axes.stairs(one.before, one.edges, fill=True, color=GREY, alpha=0.55, label="before")
         axes.stairs(one.after, one.edges, color=BLUE, linewidth=1.1, label="after (decoded)")
-        axes.axvline(0, color=ORANGE, linewidth=0.6, linestyle=":")
         seen = np.concatenate([one.before, one.after])
         axes.set_yscale("log")
         axes.set_ylim(0.6 * seen[seen > 0].min(), 1.8 * seen.max())
+        axes.yaxis.set_major_locator(LogLocator(numticks=6))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_title(f"{shortened(one.name, 34)}\n{one.shape} · zeros {_zeros(one)}", fontsize=SMALL)
         axes.tick_params(labelsize=SMALL)
         axes.grid(alpha=0.3)
-    for axes in list(grid):
+    for axes in every:
         axes.set_axis_off()
-    figure.supxlabel("value", fontsize=SMALL)
-    figure.supylabel("share of the values", fontsize=SMALL)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower right", ncols=2, fontsize=SMALL, frameon=False)
+    figure.legend(handles, labels, loc="lower center", ncols=2, fontsize=SMALL, frameon=False)
+    figure.text(0.012, 0.5, "share of the values", fontsize=SMALL, rotation=90, va="center")
     return figure
 
 
 def _zeros(one: Histogram) -> str:
-    before, after = one.zeros
-    return f"{before:.0%} to {after:.0%}"
+    before, after = (f"{100 * share:.0f}" for share in one.zeros)
+    return f"{before} to {after} %"

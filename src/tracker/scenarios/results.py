@@ -14,6 +14,7 @@ from tracker.scenarios.decision import Decision
 from tracker.scenarios.job import Job, Stopwatch
 from tracker.scenarios.transforming import Draft, stage_row
 from tracker.tasks.base import Evaluation
+from tracker.tracking import summary
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +51,7 @@ class Result:
     @property
     def title(self) -> str:
         """Above plots."""
-        return f"{self.job.anchor.name} · {self.codec.name}"
+        return f"{self.job.anchor.name} · {summary.run_name(self.job)}"
 
     @property
     def reference(self) -> Mapping[str, Tensor]:

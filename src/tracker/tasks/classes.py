@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tracker.plots.style import BLUE, GREY, ORANGE, SMALL, new_figure, shortened
+from tracker.plots.style import BLUE, GREY, ORANGE, SMALL, Margins, grid, new_figure, room, shortened
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,14 +59,16 @@ def by_class(rows: Sequence[Mapping[str, Any]], title: str) -> Figure | None:
     if not shown:
         return None
     more = f" · the {len(shown)} of {len(rows)} classes that changed most" if len(shown) < len(rows) else ""
-    figure = new_figure(10, 1.5 + 0.22 * max(4, len(shown)), title + more)
-    left, right = figure.subplots(1, 2, sharey=True)
+    names = [f"{shortened(row['class'], 30)} ({row['samples']})" for row in shown]
+    margins = Margins(left=room(names), bottom=0.8, between=0.2)
+    figure = new_figure(margins.left + 8.8, 1.2 + 0.22 * max(4, len(shown)), title + more, margins)
+    left, right = grid(figure, 1, 2, margins, sharey=True)[0]
     places = range(len(shown))
     left.hlines(places, [row["anchor"] for row in shown], [row["decoded"] for row in shown], color=GREY, linewidth=2)
     left.plot([row["anchor"] for row in shown], places, "o", color=GREY, markersize=6, label="anchor")
     left.plot([row["decoded"] for row in shown], places, "d", color=BLUE, markersize=5, label="decoded")
     left.set_xlabel("top-1 accuracy of the class", fontsize=SMALL)
-    left.set_yticks(places, [f"{shortened(row['class'], 30)} ({row['samples']})" for row in shown], fontsize=SMALL)
+    left.set_yticks(places, names)
     left.set_ylim(len(shown) - 0.4, -0.6)
     values = [100 * row["change"] for row in shown]
     bars = right.barh(places, values, color=[ORANGE if value < 0 else BLUE for value in values])
@@ -83,5 +85,5 @@ def by_class(rows: Sequence[Mapping[str, Any]], title: str) -> Figure | None:
         axes.tick_params(labelsize=SMALL)
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=2, fontsize=SMALL, frameon=False)
+    figure.legend(*left.get_legend_handles_labels(), loc="lower left", ncols=2, fontsize=SMALL, frameon=False)
     return figure

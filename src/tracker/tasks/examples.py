@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tracker.plots.style import SMALL, new_figure
+from tracker.plots.style import SMALL, Margins, grid, new_figure
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 MOST_IMAGES = 3
 SHOWN = 256  # pixels of a side: a larger image would be shrunk, and what coding did to it not be seen
 LARGEST_GAIN = 1024
+WIDTH = 2.75  # of an image on the page, in inches
 
 
 @dataclass(frozen=True)
@@ -116,10 +117,11 @@ def side_by_side(found: Sequence[Example], title: str) -> Figure | None:
     """
     if not found:
         return None
-    heights = [2.75 * one.anchor.shape[0] / one.anchor.shape[1] for one in found]
-    figure = new_figure(11.2, 0.5 + sum(heights) + 0.42 * len(found), title)
-    grid = figure.subplots(len(found), 4, squeeze=False, height_ratios=heights)
-    for axes, one in zip(grid, found, strict=True):
+    heights = [WIDTH * one.anchor.shape[0] / one.anchor.shape[1] for one in found]
+    margins = Margins(left=0.1, right=0.1, top=0.6, bottom=0.1, between=0.1, below=0.25)
+    whole = margins.top + margins.bottom + sum(heights) + (len(found) - 1) * margins.below
+    figure = new_figure(0.2 + 4 * WIDTH + 0.3, whole, title, margins)
+    for axes, one in zip(grid(figure, len(found), 4, margins, height_ratios=heights), found, strict=True):
         words = ["" if value is None else f" · {value:.2f} dB" for value in one.psnr]
         where = f"image {one.index}" + (", a part" if one.cut else "")
         panels = [
