@@ -72,11 +72,7 @@ def by_class(rows: Sequence[Mapping[str, Any]], title: str) -> Figure | None:
     left.set_ylim(len(shown) - 0.4, -0.6)
     values = [100 * row["change"] for row in shown]
     bars = right.barh(places, values, color=[ORANGE if value < 0 else BLUE for value in values])
-    labels = [
-        f"{value:+.2f}  (-{row['became wrong']} +{row['became right']})"
-        for value, row in zip(values, shown, strict=True)
-    ]
-    right.bar_label(bars, labels, fontsize=SMALL, padding=3)
+    right.bar_label(bars, [_label(row) for row in shown], fontsize=SMALL, padding=3)
     largest = max(map(abs, values)) or 1.0
     right.set_xlim(-1.9 * largest, 1.9 * largest)
     right.axvline(0, color="black", linewidth=0.8)
@@ -87,3 +83,9 @@ def by_class(rows: Sequence[Mapping[str, Any]], title: str) -> Figure | None:
         axes.set_axisbelow(True)
     figure.legend(*left.get_legend_handles_labels(), loc="lower left", ncols=2, fontsize=SMALL, frameon=False)
     return figure
+
+
+def _label(row: Mapping[str, Any]) -> str:
+    """Such as ``-2.00 (-3 +1)``; samples may change although the accuracy does not."""
+    wrong, right = row["became wrong"], row["became right"]
+    return f"{100 * row['change']:+.2f} (-{wrong} +{right})" if wrong or right else "as it was"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tracker.plots.style import SMALL, Margins, grid, new_figure
+from tracker.plots.style import DPI, SMALL, Margins, grid, new_figure
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 MOST_IMAGES = 3
 SHOWN = 256  # pixels of a side: a larger image would be shrunk, and what coding did to it not be seen
 LARGEST_GAIN = 1024
-WIDTH = 2.75  # of an image on the page, in inches
+WIDTH = SHOWN / DPI  # of an image on the page, in inches: a pixel of it is one of the page
 
 
 @dataclass(frozen=True)
@@ -131,10 +131,10 @@ def side_by_side(found: Sequence[Example], title: str) -> Figure | None:
         ]
         for axis, (image, label) in zip(axes, panels, strict=False):
             if image is not None:
-                axis.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+                axis.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="bilinear")
             axis.set_title(label, fontsize=SMALL)
         # White where nothing changed; blue and red stay apart for any kind of colour vision.
-        axes[3].imshow(one.difference, cmap="RdBu_r", vmin=-0.5, vmax=0.5, interpolation="nearest")
+        axes[3].imshow(one.difference, cmap="RdBu_r", vmin=-0.5, vmax=0.5, interpolation="bilinear")
         axes[3].set_title(f"decoded - anchor, × {one.gain}", fontsize=SMALL)
         for axis in axes:
             axis.set_axis_off()
