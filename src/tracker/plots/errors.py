@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tracker.models import mean_squares
-from tracker.plots.style import BLUE, ORANGE, SMALL, Margins, grid, new_figure, room, shortened
+from tracker.plots.style import BLUE, ORANGE, SMALL, Margins, grid, labels, new_figure, room
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,7 +78,7 @@ def by_layer(found: Sequence[Ratio], title: str) -> Figure | None:
         return None
     layers = list(dict.fromkeys(ratio.layer for ratio in found))
     step = -(-len(layers) // MOST_NAMES)  # all layers are drawn, but so many names would cover each other
-    names = [shortened(layer) for layer in layers[::step]]
+    names = labels(layers)[::step]
     groups = [(word, colour, [one for one in found if one.main is main]) for main, word, colour in KINDS]
     groups = [group for group in groups if group[2]]
     margins = Margins(left=room(names), bottom=0.8, top=0.6, between=0.25)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
+import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -71,8 +73,19 @@ def room(names: Iterable[str]) -> float:
 
 
 def shortened(name: str, most: int = 42) -> str:
-    """A name whose end, which tells most, is kept."""
-    return name if len(name) <= most else "…" + name[1 - most :]
+    """A name without its middle, as the beginning tells the block and the end the tensor."""
+    return name if len(name) <= most else f"{name[: most // 3]}…{name[most // 3 + 1 - most :]}"
+
+
+def labels(names: Sequence[str], most: int = 42) -> list[str]:
+    """Names as they stand beside an axis: those too long without the modules that all of them begin with."""
+    if max(map(len, names), default=0) > most:
+        parts = [re.split(r"(?<=[./])", name)[:-1] for name in names]
+        common = sum(
+            len(same[0]) for same in itertools.takewhile(lambda p: len(set(p)) == 1, zip(*parts, strict=False))
+        )
+        names = [name[common:] for name in names]
+    return [shortened(name, most) for name in names]
 
 
 def draw(figures: Mapping[str, Callable[[], Figure | None]], folder: Path) -> None:

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tracker.plots.style import BLUE, GREY, SMALL, Margins, new_figure, room, shortened
+from tracker.plots.style import BLUE, GREY, SMALL, Margins, labels, new_figure, room
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_TENSORS = 30
+BARS = 4.4  # inches for them
 
 
 @dataclass(frozen=True)
@@ -72,20 +73,25 @@ def by_tensor(shares: Sequence[Share], title: str) -> Figure | None:
     if not shown:
         return None
     sizes = [share.bytes or 0 if told else share.parameters for share in shown]
-    names, whole = [shortened(share.name) for share in shown], sum(sizes) or 1
-    labels = [f"{_amount(share, told)} · {100 * size / whole:.1f} %" for share, size in zip(shown, sizes, strict=True)]
-    margins = Margins(left=room(names), right=room(labels), bottom=0.55)
-    bars_wide = 4.4
-    figure = new_figure(margins.left + bars_wide + margins.right, 1.0 + 0.21 * max(3, len(shown)), title, margins)
+    whole = sum(sizes) or 1
+    words = [f"{_amount(share, told)} · {100 * size / whole:.1f} %" for share, size in zip(shown, sizes, strict=True)]
+    names = labels([share.name for share in shown if not share.others])
+    names += [share.name for share in shown if share.others]
+    margins = Margins(left=room(names), right=room(words), bottom=0.55)
+    figure = new_figure(margins.left + BARS + margins.right, 1.0 + 0.21 * max(3, len(shown)), title, margins)
     axes = figure.subplots()
-    bars = axes.barh(range(len(shown)), sizes, color=[GREY if share.others else BLUE for share in shown])
-    axes.bar_label(bars, labels, fontsize=SMALL, padding=3)  # beyond the longest bar there is the margin
+    # The many small ones together may take far more than any other: their bar then ends, open, where the axis does.
+    most = 1.1 * max(size for share, size in zip(shown, sizes, strict=True) if not share.others) or 1
+    drawn = [min(size, most) for size in sizes]
+    bars = axes.barh(range(len(shown)), drawn, color=[GREY if share.others else BLUE for share in shown])
+    for bar, size in zip(bars, sizes, strict=True):
+        bar.set(hatch="//" if size > most else None, edgecolor="white", linewidth=0)
+    axes.bar_label(bars, words, fontsize=SMALL, padding=3)  # beyond the longest bar there is the margin
     axes.set_yticks(range(len(shown)), names)
     axes.set_ylim(len(shown) - 0.4, -0.6)
-    axes.set_xlim(0, 1.01 * (max(sizes) or 1))
-    axes.set_xlabel(
-        "bytes in the bitstream" if told else "parameters (the coder keeps no bytes by tensor)", fontsize=SMALL
-    )
+    axes.set_xlim(0, max(drawn) or 1)
+    unit = "bytes in the bitstream" if told else "parameters (the coder keeps no bytes by tensor)"
+    axes.set_xlabel(unit + (" (hatched: beyond the axis)" if max(sizes) > most else ""), fontsize=SMALL)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.tick_params(labelsize=SMALL)

@@ -82,7 +82,7 @@ def histogram(name: str, before: Tensor, after: Tensor, step: float | None) -> H
     low, high = (float(limit) for limit in (min(map(np.min, arrays)), max(map(np.max, arrays))))
     if low == high:
         low, high = low - 0.5, high + 0.5
-    count = BINS
+    count = min(BINS, max(16, int(2 * math.sqrt(arrays[0].size))))
     if step and (high - low) / step < 1e6:
         width = step * max(1, math.ceil((high - low) / step / BINS))
         first, last = math.floor(low / width + 0.5), math.floor(high / width + 0.5)
@@ -126,8 +126,9 @@ def before_and_after(found: Sequence[Histogram], title: str) -> Figure | None:
         axes.stairs(one.after, one.edges, color=BLUE, linewidth=1.1, label="after (decoded)")
         seen = np.concatenate([one.before, one.after])
         axes.set_yscale("log")
-        axes.set_ylim(0.6 * seen[seen > 0].min(), 1.8 * seen.max())
-        axes.yaxis.set_major_locator(LogLocator(numticks=6))
+        low, high = seen[seen > 0].min(), seen.max()
+        axes.set_ylim(0.6 * low, 1.8 * high)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1,) if high > 100 * low else (1, 2, 5), numticks=6))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
         axes.xaxis.set_major_locator(MaxNLocator(5))

@@ -44,7 +44,9 @@ def changes(anchor: np.ndarray, decoded: np.ndarray, labels: np.ndarray, names: 
 
 def most_changed(rows: Sequence[Mapping[str, Any]], most: int = MOST_CLASSES) -> list[Mapping[str, Any]]:
     """The rows with the greatest changes of either sign, in the given order."""
-    chosen = sorted(range(len(rows)), key=lambda index: -abs(rows[index]["change"]))[:most]
+    # Among equal changes from both ends, where losses and gains are.
+    order = sorted(range(len(rows)), key=lambda index: min(index, len(rows) - 1 - index))
+    chosen = sorted(order, key=lambda index: -abs(rows[index]["change"]))[:most]
     return [rows[index] for index in sorted(chosen)]
 
 
