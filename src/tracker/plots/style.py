@@ -48,7 +48,8 @@ def new_figure(width: float, height: float, title: str, margins: Margins) -> Fig
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
-    figure.text(0.5, 1 - 0.12 / height, title, fontsize=10, ha="center", va="top")
+    fitting = int(width / 0.09)  # letters
+    figure.text(0.5, 1 - 0.12 / height, shortened(title, fitting), fontsize=10, ha="center", va="top")
     figure.subplots_adjust(
         margins.left / width,
         margins.bottom / height,
