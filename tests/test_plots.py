@@ -279,9 +279,9 @@ def test_images_are_those_of_the_two_models(channels: int, shrunk: int) -> None:
     one = task._example(found, 2)
     assert one.psnr[1] == pytest.approx(40, abs=1e-3)
     assert (one.psnr[0] == float("inf")) if shrunk == 1 else (one.psnr[0] is None)
-    assert one.cut and one.anchor.shape == (256, 40)
+    assert one.cut and one.anchor.shape == (256, 36)
     assert one.difference == pytest.approx(one.gain * (one.decoded - one.anchor), abs=1e-6)
-    assert one.given is not None and one.given.shape == (256 // shrunk, 40 // shrunk)
+    assert one.given is not None and one.given.shape == (256 // shrunk, 36 // shrunk)
     figure = pictures.figures["images"]()
     assert figure is not None and len(figure.axes) == 12 and len(asked) == 4
     texts = [axes.get_title() for axes in figure.axes]

@@ -66,9 +66,8 @@ class SuperResolution(Task):
                 raise TrackerError(
                     f"an image of {tuple(originals.shape[-2:])} is too small for task.border={self.border}"
                 )
-            outputs = outputs.clamp(0, 1)
-            cut = slice(self.border, -self.border or None)
-            for output, original in zip(outputs[..., cut, cut], originals[..., cut, cut], strict=True):
+            inner = _inner(outputs.clamp(0, 1), self.border), _inner(originals, self.border)
+            for output, original in zip(*inner, strict=True):
                 pair = output.unsqueeze(0), original.unsqueeze(0)
                 psnr = peak_signal_noise_ratio(*pair, data_range=1.0)
                 ssim: Any = structural_similarity_index_measure(*pair, data_range=1.0)
@@ -100,14 +99,22 @@ class SuperResolution(Task):
         # Values beyond 0..1 are those of a model that takes normalised images, which cannot be shown as they are.
         image = isinstance(given, torch.Tensor) and given.ndim == 3 and given.min() > -0.1 and given.max() < 1.1
         shown = _luminance(given) if image else None
-        outputs = [_luminance(output.float()).clamp(0, 1) for output in comparison.outputs(index)]
         of_input = None
-        if shown is not None and shown.shape == original.shape:
-            cut = slice(self.border, -self.border or None)
-            of_input = float(peak_signal_noise_ratio(shown[..., cut, cut], original[..., cut, cut], data_range=1.0))
+        if shown is not None:
+            inner = self.border * shown.shape[-1] // original.shape[-1]
+            shown, target = _inner(shown, inner), _inner(original, self.border)
+            if shown.shape == target.shape:
+                of_input = float(peak_signal_noise_ratio(shown, target, data_range=1.0))
         scores = comparison.anchor.scores, comparison.decoded.scores
         before, after = (float(table[index, 0]) if table is not None else float("nan") for table in scores)
+        # Without the border, as it is measured: there models differ most.
+        outputs = [_inner(_luminance(output.float()).clamp(0, 1), self.border) for output in comparison.outputs(index)]
         return example(index, shown, outputs[0], outputs[1], (of_input, before, after))
+
+
+def _inner(image: Tensor, border: int) -> Tensor:
+    cut = slice(border, -border or None)
+    return image[..., cut, cut]
 
 
 def _luminance(image: Tensor) -> Tensor:
