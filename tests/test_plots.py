@@ -102,7 +102,7 @@ def test_layers_are_drawn_without_names_that_overlap(layers: int) -> None:
     figure = errors.by_layer(found, "title")
     assert figure is not None
     pixels(figure)
-    boxes = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
     assert 1 <= len(boxes) <= errors.MOST_NAMES
     assert all(high.y0 >= low.y1 - 1 for high, low in itertools.pairwise(boxes))
     assert all(box.x0 >= 0 and box.y0 >= 0 for box in boxes)

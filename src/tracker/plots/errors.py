@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tracker.models import mean_squares
-from tracker.plots.style import BLUE, ORANGE, SMALL, Margins, grid, labels, new_figure, room
+from tracker.plots.style import BLUE, ORANGE, SMALL, Margins, grid, labels, name_rows, new_figure, room
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,18 +78,26 @@ def by_layer(found: Sequence[Ratio], title: str) -> Figure | None:
         return None
     layers = list(dict.fromkeys(ratio.layer for ratio in found))
     step = -(-len(layers) // MOST_NAMES)  # all layers are drawn, but so many names would cover each other
-    names = labels(layers)[::step]
+    names = labels(layers)
     groups = [(word, colour, [one for one in found if one.main is main]) for main, word, colour in KINDS]
     groups = [group for group in groups if group[2]]
     margins = Margins(left=room(names), bottom=0.8, top=0.6, between=0.25)
     height = 1.5 + 0.17 * max(6, min(len(layers), MOST_NAMES))
     figure = new_figure(margins.left + 3.9 * len(groups) + 0.5, height, title, margins)
     # Weights and the rest in axes of their own: the rest is often coded so finely that weights would stand in one line.
-    for axes, (word, colour, chosen) in zip(grid(figure, 1, len(groups), margins, sharey=True)[0], groups, strict=True):
+    for axes, (word, colour, chosen) in zip(
+        grid(
+            figure,
+            1,
+            len(groups),
+            margins,
+        )[0],
+        groups,
+        strict=True,
+    ):
         _points(axes, chosen, {layer: index for index, layer in enumerate(layers)}, colour)
         axes.set_title(word, fontsize=SMALL + 1)
-    figure.axes[0].set_yticks(range(0, len(layers), step), names)
-    figure.axes[0].set_ylim(len(layers) - 0.4, -0.6)
+        name_rows(axes, names if axes is figure.axes[0] else [""] * len(layers), step)
     words = "signal-to-quantisation-noise ratio in dB: 10 log10( Σ w² / Σ (w - w')² ), more is better; hollow: no error"
     figure.text(0.5, 0.2 / height, words, fontsize=SMALL, ha="center")
     return figure
@@ -113,4 +121,4 @@ def _points(axes: Axes, found: Sequence[Ratio], place: Mapping[str, int], colour
     if not finite:
         axes.set_xticks([])
     axes.tick_params(labelsize=SMALL)
-    axes.grid(alpha=0.3)
+    axes.grid(axis="x", alpha=0.3)

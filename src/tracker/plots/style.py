@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,29 @@ def grid(figure: Figure, rows: int, columns: int, margins: Margins, **options: A
     return figure.subplots(rows, columns, squeeze=False, gridspec_kw=spacing, **options)
 
 
+def name_rows(axes: Axes, names: Sequence[str], step: int = 1) -> None:
+    """Rows from top to bottom with their names, in place of ticks, each of which takes as long as five texts.
+
+    Args:
+        axes: whose rows are at 0, 1, 2, ...
+        names: of all rows; empty ones are not drawn.
+        step: every how many rows are named.
+    """
+    axes.set_yticks([])
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.hlines(
+        range(0, len(names), step), 0, 1, "#b0b0b0", transform=axes.get_yaxis_transform(), alpha=0.3, linewidth=0.8
+    )
+    for row in range(0, len(names), step):
+        if names[row]:
+            beside(axes, -0.01, row, names[row], "right", transform=axes.get_yaxis_transform())
+
+
+def beside(axes: Axes, x: float, y: float, text: str, side: str = "left", **options: Any) -> None:
+    """A small text beside a point."""
+    axes.text(x, y, text, fontsize=SMALL, ha=side, va="center_baseline", **options)
+
+
 def room(names: Iterable[str]) -> float:
     """Inches that names take beside an axis, in small letters."""
     return 0.15 + 0.068 * max(map(len, names), default=0)
@@ -117,4 +141,5 @@ def plain() -> Iterator[None]:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams["text.parse_math"] = False
+        matplotlib.rcParams["axes.titley"] = 1.0  # where it would be anyway, without measuring all labels to find out
         yield

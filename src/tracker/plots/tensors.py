@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tracker.plots.style import BLUE, GREY, SMALL, Margins, labels, new_figure, room
+from tracker.plots.style import BLUE, GREY, SMALL, Margins, beside, labels, name_rows, new_figure, room
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,10 +86,10 @@ def by_tensor(shares: Sequence[Share], title: str) -> Figure | None:
     bars = axes.barh(range(len(shown)), drawn, color=[GREY if share.others else BLUE for share in shown])
     for bar, size in zip(bars, sizes, strict=True):
         bar.set(hatch="//" if size > most else None, edgecolor="white", linewidth=0)
-    axes.bar_label(bars, words, fontsize=SMALL, padding=3)  # beyond the longest bar there is the margin
-    axes.set_yticks(range(len(shown)), names)
-    axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlim(0, max(drawn) or 1)
+    name_rows(axes, names)
+    for row, (size, word) in enumerate(zip(drawn, words, strict=True)):
+        beside(axes, size, row, f" {word}")  # beyond the longest bar there is the margin
     unit = "bytes in the bitstream" if told else "parameters (the coder keeps no bytes by tensor)"
     axes.set_xlabel(unit + (" (hatched: beyond the axis)" if max(sizes) > most else ""), fontsize=SMALL)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tracker.plots.style import BLUE, GREY, ORANGE, SMALL, Margins, grid, new_figure, room, shortened
+from tracker.plots.style import BLUE, GREY, ORANGE, SMALL, Margins, beside, grid, name_rows, new_figure, room, shortened
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,24 +64,25 @@ def by_class(rows: Sequence[Mapping[str, Any]], title: str) -> Figure | None:
     names = [f"{shortened(row['class'], 30)} ({row['samples']})" for row in shown]
     margins = Margins(left=room(names), bottom=0.8, between=0.2)
     figure = new_figure(margins.left + 8.8, 1.2 + 0.22 * max(4, len(shown)), title + more, margins)
-    left, right = grid(figure, 1, 2, margins, sharey=True)[0]
+    left, right = grid(figure, 1, 2, margins)[0]
     places = range(len(shown))
     left.hlines(places, [row["anchor"] for row in shown], [row["decoded"] for row in shown], color=GREY, linewidth=2)
     left.plot([row["anchor"] for row in shown], places, "o", color=GREY, markersize=6, label="anchor")
     left.plot([row["decoded"] for row in shown], places, "d", color=BLUE, markersize=5, label="decoded")
     left.set_xlabel("top-1 accuracy of the class", fontsize=SMALL)
-    left.set_yticks(places, names)
-    left.set_ylim(len(shown) - 0.4, -0.6)
+    name_rows(left, names)
     values = [100 * row["change"] for row in shown]
-    bars = right.barh(places, values, color=[ORANGE if value < 0 else BLUE for value in values])
-    right.bar_label(bars, [_label(row) for row in shown], fontsize=SMALL, padding=3)
+    right.barh(places, values, color=[ORANGE if value < 0 else BLUE for value in values])
     largest = max(map(abs, values)) or 1.0
     right.set_xlim(-1.9 * largest, 1.9 * largest)
+    name_rows(right, [""] * len(shown))
+    for place, (value, row) in enumerate(zip(values, shown, strict=True)):
+        beside(right, value, place, f" {_label(row)} ", "right" if value < 0 else "left")
     right.axvline(0, color="black", linewidth=0.8)
     right.set_xlabel("change in points (samples that became wrong and right)", fontsize=SMALL)
     for axes in (left, right):
         axes.tick_params(labelsize=SMALL)
-        axes.grid(alpha=0.3)
+        axes.grid(axis="x", alpha=0.3)
         axes.set_axisbelow(True)
     figure.legend(*left.get_legend_handles_labels(), loc="lower left", ncols=2, fontsize=SMALL, frameon=False)
     return figure
