@@ -69,22 +69,23 @@ def grid(figure: Figure, rows: int, columns: int, margins: Margins, **options: A
     return figure.subplots(rows, columns, squeeze=False, gridspec_kw=spacing, **options)
 
 
-def name_rows(axes: Axes, names: Sequence[str], step: int = 1) -> None:
+def name_rows(axes: Axes, names: Sequence[str], step: int = 1, lines: bool = True) -> None:
     """Rows from top to bottom with their names, in place of ticks, each of which takes as long as five texts.
 
     Args:
         axes: whose rows are at 0, 1, 2, ...
         names: of all rows; empty ones are not drawn.
         step: every how many rows are named.
+        lines: through the named rows; not where texts stand in them.
     """
     axes.set_yticks([])
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.hlines(
-        range(0, len(names), step), 0, 1, "#b0b0b0", transform=axes.get_yaxis_transform(), alpha=0.3, linewidth=0.8
-    )
+    across = axes.get_yaxis_transform()
+    if lines:
+        axes.hlines(range(0, len(names), step), 0, 1, "#b0b0b0", linewidth=0.8, alpha=0.3, zorder=0.5, transform=across)
     for row in range(0, len(names), step):
         if names[row]:
-            beside(axes, -0.01, row, names[row], "right", transform=axes.get_yaxis_transform())
+            beside(axes, -0.01, row, names[row], "right", transform=across)
 
 
 def beside(axes: Axes, x: float, y: float, text: str, side: str = "left", **options: Any) -> None:

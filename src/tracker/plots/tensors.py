@@ -87,9 +87,9 @@ def by_tensor(shares: Sequence[Share], title: str) -> Figure | None:
     for bar, size in zip(bars, sizes, strict=True):
         bar.set(hatch="//" if size > most else None, edgecolor="white", linewidth=0)
     axes.set_xlim(0, max(drawn) or 1)
-    name_rows(axes, names)
-    for row, (size, word) in enumerate(zip(drawn, words, strict=True)):
-        beside(axes, size, row, f" {word}")  # beyond the longest bar there is the margin
+    name_rows(axes, names, lines=False)
+    for row, (end, word) in enumerate(zip(drawn, words, strict=True)):
+        beside(axes, end, row, f" {word}")  # beyond the longest bar there is the margin
     unit = "bytes in the bitstream" if told else "parameters (the coder keeps no bytes by tensor)"
     axes.set_xlabel(unit + (" (hatched: beyond the axis)" if max(sizes) > most else ""), fontsize=SMALL)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))

@@ -75,7 +75,7 @@ def by_class(rows: Sequence[Mapping[str, Any]], title: str) -> Figure | None:
     right.barh(places, values, color=[ORANGE if value < 0 else BLUE for value in values])
     largest = max(map(abs, values)) or 1.0
     right.set_xlim(-1.9 * largest, 1.9 * largest)
-    name_rows(right, [""] * len(shown))
+    name_rows(right, [""] * len(shown), lines=False)
     for place, (value, row) in enumerate(zip(values, shown, strict=True)):
         beside(right, value, place, f" {_label(row)} ", "right" if value < 0 else "left")
     right.axvline(0, color="black", linewidth=0.8)
