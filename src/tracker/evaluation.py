@@ -148,6 +148,23 @@ def evaluate_until(
         return task.evaluate(lambda inputs: next(again), _moved(batches, device, label))
 
 
+def predict_one(anchor: Anchor, model: Any, task: Task, inputs: Any, device: str) -> Tensor:
+    """The output for one preprocessed sample, without a batch dimension, on the CPU.
+
+    Args:
+        anchor, model, task, device: as for `evaluate`.
+        inputs: the sample.
+
+    Raises:
+        TrackerError: the model cannot take it.
+    """
+    from torch.utils.data import default_collate
+
+    with torch.inference_mode():
+        batch = on_device(default_collate([inputs]), device, None)
+        return _predictor(anchor, model, task, device)(batch)[0].cpu()
+
+
 def _predictor(anchor: Anchor, model: Any, task: Task, device: str) -> Callable[[Any], Tensor]:
     """The model's outputs for inputs on the device; whatever it raises is told in one line."""
     keep_freed_memory()

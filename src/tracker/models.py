@@ -33,6 +33,16 @@ def mean_squared_errors(anchor: Mapping[str, Tensor], decoded: Mapping[str, Tens
     return errors
 
 
+def mean_squares(tensors: Mapping[str, Tensor]) -> dict[str, float]:
+    """Mean square of the values of each floating-point tensor."""
+    means = {}
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.numel():
+            pieces = tensor.detach().reshape(-1).split(PIECE)
+            means[name] = sum(float(piece.cpu().double().square().sum()) for piece in pieces) / tensor.numel()
+    return means
+
+
 def choose_device(name: str) -> str:
     """``cpu``, ``cuda`` or ``cuda:N``; ``auto`` is CUDA where there is one.
 

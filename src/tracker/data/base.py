@@ -55,6 +55,10 @@ class Data(Component):
         """
         return self.samples("calibration")
 
+    def class_names(self) -> Sequence[str]:
+        """Names of the classes by their index, for plots; empty where there are none."""
+        return ()
+
     def identity(self) -> dict[str, Any]:
         """What makes samples of the files, besides the files: the class and its fields that are no paths."""
         fields = {key: value for key, value in self if key != "name" and not isinstance(value, Path)}

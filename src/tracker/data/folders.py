@@ -25,6 +25,7 @@ from tracker.data.base import (
 from tracker.errors import TrackerError
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".pgm", ".ppm", ".webp", ".tif", ".tiff"}
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 class Labelled(NamedTuple):
@@ -34,13 +35,18 @@ class Labelled(NamedTuple):
     label: int
 
 
+def class_names(folder: Path) -> list[str]:
+    """The names of a folder's folders, in alphabetical order."""
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
 def class_folder(folder: Path) -> list[list[Labelled]]:
     """The images anywhere below a folder's folders, in the order of their names; class index = alphabetical order.
 
     Raises:
         TrackerError: the folder has no classes, or a class has no images.
     """
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    names = class_names(folder)
     if not names:
         raise TrackerError(f"{folder} has no folder per class; expected {folder}/CLASS/IMAGE.jpg")
     classes = []
@@ -79,12 +85,19 @@ class ImageFolder(Data):
     test: str | None = Field(default=None, description="the folder to evaluate on; by default val or test")
     calibration_per_class: int = Field(default=500, ge=1)
 
+    def _test(self, root: Path) -> Path | None:
+        """The folder to evaluate on, where it is apart."""
+        names = [self.test] if self.test else ["val", "test"]
+        return next((root / name for name in names if (root / name).is_dir()), None)
+
+    def class_names(self) -> list[str]:
+        """Those of the folders."""
+        root = data_root(self.root, "images in a folder per class")
+        return class_names(self._test(root) or root)
+
     def _items(self, split: Split) -> tuple[list[Labelled], Path]:
         root = data_root(self.root, "images as TRAIN/CLASS/IMAGE and TEST/CLASS/IMAGE, or as CLASS/IMAGE")
-        test = next(
-            (root / name for name in ([self.test] if self.test else ["val", "test"]) if (root / name).is_dir()),
-            None,
-        )
+        test = self._test(root)
         if test is None and self.test:
             raise TrackerError(f"data.test={self.test}: there is no folder {root / self.test}")
         if test == root / self.train:
@@ -149,6 +162,11 @@ class Cifar10(Data):
             f"data.root={root} holds no CIFAR-10 {part} images: expected cifar10/{part}/CLASS/*.jpg, "
             f"cifar10_{part}.tar.xz, or torchvision's cifar-10-batches-py"
         )
+
+    def class_names(self) -> Sequence[str]:
+        """Those of the folders, or as they are published."""
+        folder, batches = self._source("test")
+        return CIFAR10 if batches else class_names(folder)
 
     def _classes(self, split: Split) -> tuple[list[list[Any]], Path, Any]:
         part = "train" if split == "calibration" else "test"

@@ -20,12 +20,13 @@ from tracker.cache import cache_folder
 from tracker.codecs.base import Context
 from tracker.data.base import shuffled
 from tracker.errors import TrackerError
-from tracker.evaluation import Batches, evaluate
+from tracker.evaluation import Batches, cloned, evaluate, predict_one
 from tracker.frameworks import load_framework
 from tracker.memory import peak_memory_mib
 from tracker.scenarios.job import Job, Stopwatch
 from tracker.structure import Edit, rebuild
 from tracker.tasks.base import Evaluation
+from tracker.tasks.pictures import Comparison
 from tracker.tracking import anchors, store
 from tracker.tracking.anchors import LoggedAnchor
 from tracker.tracking.run import Run, flattened
@@ -176,6 +177,24 @@ class Bench:
     def evaluated(self, model: Any, label: str) -> Evaluation:
         """A model's performance on the split that the task names."""
         return evaluate(self.job.anchor, model, self.job.task, self.batches, self.device, label)
+
+    def comparison(self, model: Any, anchor: Evaluation, decoded: Evaluation, title: str) -> Comparison:
+        """What a task's pictures are made of.
+
+        Args:
+            model: the decoded one.
+            anchor: the anchor's performance.
+            decoded: the model's.
+            title: above figures.
+        """
+        job = self.job
+
+        def outputs(index: int) -> tuple[Tensor, Tensor]:
+            inputs, _ = self.batches.sample(index)
+            before = predict_one(job.anchor, self.model, job.task, cloned(inputs), self.device)
+            return before, predict_one(job.anchor, model, job.task, inputs, self.device)
+
+        return Comparison(anchor, decoded, job.data.class_names, self.batches.sample, outputs, title)
 
     def inputs(self, count: int) -> list[Any]:
         """The first samples as the model takes them, without a batch dimension."""

@@ -18,6 +18,7 @@ from tracker.scenarios import results
 from tracker.scenarios.bench import Bench
 from tracker.scenarios.decision import check_confidence, decide
 from tracker.scenarios.job import Job, Stopwatch
+from tracker.scenarios.pictures import log_pictures
 from tracker.scenarios.results import Result
 from tracker.scenarios.transforming import Draft, transform
 from tracker.tracking import registry, summary
@@ -78,8 +79,9 @@ def compress(bench: Bench, codec: Codec, anchor: LoggedAnchor, tags: Mapping[str
             run.log_metrics(on_device)
             sizes = (bench.anchor_bytes, size)
             result = Result(job, codec, draft, bench.tensors, *sizes, anchor.evaluation, evaluation, decision)
-            results.log_tensors(run, result, records, decoded)
-            results.log_stages(run, result, watch)
+            rows, stages = results.log_tensors(run, result, records, decoded), results.log_stages(run, result, watch)
+            comparison = bench.comparison(model, anchor.evaluation, evaluation, result.title)
+            log_pictures(run, result, rows, stages, decoded, comparison)
             found = results.metrics(result, watch)
             run.log_metrics(found)
             tags = {"tracker.bitstream.sha256": sha256, "tracker.transparent": str(decision.transparent).lower()}

@@ -1,12 +1,10 @@
-"""What a compression run found, as metrics, tables and plots."""
+"""What a compression run found, as metrics and tables."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tracker.codecs.base import TensorRecord
 from tracker.codecs.chain import Codec
@@ -16,7 +14,7 @@ from tracker.scenarios.decision import Decision
 from tracker.scenarios.job import Job, Stopwatch
 from tracker.scenarios.transforming import Draft, stage_row
 from tracker.tasks.base import Evaluation
-from tracker.tracking import plots
+from tracker.tracking import summary
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,17 +51,20 @@ class Result:
     @property
     def title(self) -> str:
         """Above plots."""
-        return f"{self.job.anchor.name} · {self.codec.name}"
+        return f"{self.job.anchor.name} · {summary.run_name(self.job)}"
+
+    @property
+    def reference(self) -> Mapping[str, Tensor]:
+        """What errors are against: the anchor; where a transform changed the architecture, what it gave the coder."""
+        return self.draft.tensors if self.draft.edits else self.anchor_tensors
 
 
-def log_tensors(run: Run, result: Result, records: list[TensorRecord], decoded: Mapping[str, Tensor]) -> None:
-    """tensors.json, and the plot of it.
-
-    Errors are against the anchor; where a transform changed the architecture, against what it gave the coder.
-    """
+def log_tensors(
+    run: Run, result: Result, records: list[TensorRecord], decoded: Mapping[str, Tensor]
+) -> list[dict[str, Any]]:
+    """The table tensors.json."""
     coded = {record.name: record for record in records}
-    reference = result.draft.tensors if result.draft.edits else result.anchor_tensors
-    errors = mean_squared_errors(reference, decoded)
+    errors = mean_squared_errors(result.reference, decoded)
     rows = []
     for name, tensor in result.draft.tensors.items():
         record = coded.get(name)
@@ -78,24 +79,19 @@ def log_tensors(run: Run, result: Result, records: list[TensorRecord], decoded: 
             }
         )
     run.log_table(rows, "tensors.json")
-    with tempfile.TemporaryDirectory(dir=result.job.folder) as folder:
-        plots.by_tensor(rows, Path(folder) / "tensors.png", result.title)
-        run.log_folder(Path(folder), "plots")
+    return rows
 
 
-def log_stages(run: Run, result: Result, watch: Stopwatch) -> None:
-    """What each stage of a chain gave: stages.json and a plot; nothing for a coder alone."""
+def log_stages(run: Run, result: Result, watch: Stopwatch) -> list[dict[str, Any]]:
+    """The table stages.json, of what each stage of a chain gave; nothing for a coder alone."""
     if not result.draft.rows:
-        return
+        return []
     name, primary = result.codec.coder_name, result.job.task.primary
     run.log_metrics({f"size/after_{name}_bytes": float(result.size)})
     seconds = watch.seconds["encode"] - sum(row["seconds"] for row in result.draft.rows)
     rows = [*result.draft.rows, stage_row(name, result.size, result.decoded.metrics[primary], result.draft, seconds)]
     run.log_table(rows, "stages.json")
-    with tempfile.TemporaryDirectory(dir=result.job.folder) as folder:
-        anchor = {"bytes": result.anchor_bytes, "performance": result.anchor.metrics[primary]}
-        plots.by_stage(rows, anchor, primary, Path(folder) / "stages.png", result.title)
-        run.log_folder(Path(folder), "plots")
+    return rows
 
 
 def metrics(result: Result, watch: Stopwatch) -> dict[str, float]:

@@ -285,7 +285,7 @@ class _Measurement:
             return evaluation
         scores = np.empty_like(evaluation.scores)
         scores[trials.order] = evaluation.scores  # in the data set's order again, as the anchor's are
-        return dataclasses.replace(evaluation, scores=scores)
+        return dataclasses.replace(evaluation, scores=scores, extras={})
 
 
 def stages_of(codec: Codec) -> dict[str, Stage]:

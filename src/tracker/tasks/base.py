@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from tracker.component import Component
+from tracker.tasks.pictures import Comparison, Pictures
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,10 +29,12 @@ class Evaluation:
         metrics: value by metric name; the first is the primary one.
         scores: per-sample scores, shape (N, K) float64, from which `Task.performance` gives the primary metric; None
             where the task has none.
+        extras: further arrays with a row for each sample, which the task's own `pictures` need; they are not stored.
     """
 
     metrics: dict[str, float]
     scores: np.ndarray | None
+    extras: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class Task(Component):
@@ -111,6 +114,17 @@ class Task(Component):
         error = (output.double() - reference.double()).square().mean()
         variance = reference.double().var(correction=0)
         return float(1 - error / variance.clamp(min=1e-30))
+
+    def pictures(self, comparison: Comparison) -> Pictures:
+        """Figures and tables of what a codec did to the task, beyond its metrics; by default none.
+
+        It need not evaluate anything again: what it needs of each sample may be kept in `Evaluation.extras`. What goes
+        wrong here is told as a warning and costs no run.
+
+        Args:
+            comparison: the anchor and the decoded model.
+        """
+        return Pictures()
 
     def target(self, sample: Any) -> Any:
         """A raw target of the data set as a tensor or number."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tracker.errors import TrackerError
 from tracker.tasks.base import Evaluation, Task
+from tracker.tasks.pictures import Comparison, Pictures
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +43,8 @@ class Classification(Task):
     def evaluate(self, predict: Predict, batches: Iterable[tuple[Any, Any]]) -> Evaluation:
         """Metrics top1 and (from five classes on) top5; scores: 1 where the sample's top-1 is right, else 0.
 
+        Extras: ``classes``, the class of each sample.
+
         Raises:
             TrackerError: the output is not (batch, classes), a target is no class index, or lies beyond it.
         """
@@ -76,4 +79,15 @@ class Classification(Task):
         if logits.shape[1] >= 5:
             metrics["top5"] = accuracy(5)
         right = (logits.argmax(dim=1) == classes).double().unsqueeze(1)
-        return Evaluation(metrics, right.numpy())
+        return Evaluation(metrics, right.numpy(), {"classes": classes.numpy()})
+
+    def pictures(self, comparison: Comparison) -> Pictures:
+        """The change of each class: a plot, and the table ``classes``."""
+        from tracker.tasks.classes import by_class, changes
+
+        before, after = comparison.anchor.scores, comparison.decoded.scores
+        labels = comparison.decoded.extras.get("classes")
+        if before is None or after is None or labels is None:
+            return Pictures()
+        rows = changes(before[:, 0], after[:, 0], labels, comparison.class_names())
+        return Pictures({"classes": lambda: by_class(rows, comparison.title)}, {"classes": rows})

@@ -9,11 +9,13 @@ from pydantic import Field
 
 from tracker.errors import TrackerError
 from tracker.tasks.base import Evaluation, Task
+from tracker.tasks.pictures import Comparison, Pictures
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tracker.tasks.base import Predict
+    from tracker.tasks.examples import Example
 
 
 SMALLEST = 11  # pixels that SSIM's window takes
@@ -52,12 +54,9 @@ class SuperResolution(Task):
         import numpy as np
         from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-        from tracker.anchors.images import luminance
-
         rows = []
         for inputs, originals in batches:
-            outputs = predict(inputs).float()
-            outputs = luminance(outputs) if outputs.shape[-3] == 3 else outputs
+            outputs = _luminance(predict(inputs).float())
             if outputs.shape != originals.shape:
                 raise TrackerError(
                     f"the model gives {tuple(outputs.shape)} where the original is {tuple(originals.shape)}; "
@@ -67,9 +66,8 @@ class SuperResolution(Task):
                 raise TrackerError(
                     f"an image of {tuple(originals.shape[-2:])} is too small for task.border={self.border}"
                 )
-            outputs = outputs.clamp(0, 1)
-            cut = slice(self.border, -self.border or None)
-            for output, original in zip(outputs[..., cut, cut], originals[..., cut, cut], strict=True):
+            inner = _inner(outputs.clamp(0, 1), self.border), _inner(originals, self.border)
+            for output, original in zip(*inner, strict=True):
                 pair = output.unsqueeze(0), original.unsqueeze(0)
                 psnr = peak_signal_noise_ratio(*pair, data_range=1.0)
                 ssim: Any = structural_similarity_index_measure(*pair, data_range=1.0)
@@ -77,3 +75,49 @@ class SuperResolution(Task):
         scores = np.array(rows)
         psnr, ssim = scores.mean(axis=0)
         return Evaluation({"psnr": float(psnr), "ssim": float(ssim)}, scores)
+
+    def pictures(self, comparison: Comparison) -> Pictures:
+        """Up to three images: of the greatest, the middle and the least drop; both models run on them once more."""
+        from tracker.tasks.examples import chosen, side_by_side
+
+        before, after = comparison.anchor.scores, comparison.decoded.scores
+        if before is None or after is None:
+            return Pictures()
+        shown = chosen(before[:, 0] - after[:, 0])
+        return Pictures(
+            {"images": lambda: side_by_side([self._example(comparison, i) for i in shown], comparison.title)}
+        )
+
+    def _example(self, comparison: Comparison, index: int) -> Example:
+        """One image, with the PSNR that was measured and that of the model's input."""
+        import torch
+        from torchmetrics.functional.image import peak_signal_noise_ratio
+
+        from tracker.tasks.examples import example
+
+        given, original = comparison.sample(index)
+        # Values beyond 0..1 are those of a model that takes normalised images, which cannot be shown as they are.
+        image = isinstance(given, torch.Tensor) and given.ndim == 3 and given.min() > -0.1 and given.max() < 1.1
+        shown = _luminance(given) if image else None
+        of_input = None
+        if shown is not None:
+            inner = self.border * shown.shape[-1] // original.shape[-1]
+            shown, target = _inner(shown, inner), _inner(original, self.border)
+            if shown.shape == target.shape:
+                of_input = float(peak_signal_noise_ratio(shown, target, data_range=1.0))
+        scores = comparison.anchor.scores, comparison.decoded.scores
+        before, after = (float(table[index, 0]) if table is not None else float("nan") for table in scores)
+        # Without the border, as it is measured: there models differ most.
+        outputs = [_inner(_luminance(output.float()).clamp(0, 1), self.border) for output in comparison.outputs(index)]
+        return example(index, shown, outputs[0], outputs[1], (of_input, before, after))
+
+
+def _inner(image: Tensor, border: int) -> Tensor:
+    cut = slice(border, -border or None)
+    return image[..., cut, cut]
+
+
+def _luminance(image: Tensor) -> Tensor:
+    from tracker.anchors.images import luminance
+
+    return luminance(image) if image.shape[-3] == 3 else image

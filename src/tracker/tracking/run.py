@@ -268,8 +268,10 @@ class MetricsOnly:
 def discard(client: MlflowClient, run: MlflowRun) -> None:
     """Take back what makes a failed run look finished: artifacts but the configuration, its model, two tags."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+    from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
-    for name in RESULTS:
+    tables = [entry["path"] for entry in json.loads(run.data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))]
+    for name in dict.fromkeys((*RESULTS, *tables)):
         try:
             get_artifact_repository(run.info.artifact_uri).delete_artifacts(name)
         except Exception as error:  # nothing of that name, or a store that cannot delete
