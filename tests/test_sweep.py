@@ -99,6 +99,26 @@ def test_a_sweep_finds_the_smallest_transparent_bitstream(here: Here, ready: Pat
     assert [run.info.run_id for run in runs(ready, "sweep")] == [parent.info.run_id]
 
 
+def test_a_sweep_killed_at_its_very_end_gets_its_results_back(here: Here, ready: Path) -> None:
+    """The watchdog takes back what a killed command has logged, after the study knows the result already."""
+    from mlflow import MlflowClient
+
+    from tracker.tracking.watchdog import mark_failed
+
+    words = ["-m", "+codec=nnc", "hydra/sweeper=tracker", STUDY, "codec.nnc.qp=range(-33,-32)"]
+    assert here(*words).returncode == 0
+    (parent,) = runs(ready, "sweep")
+    uri, folder = f"sqlite:///{ready}/mlruns/mlflow.db", artifacts_of(ready, parent)
+    before = {path.name for path in folder.iterdir()}
+    MlflowClient(uri).update_run(parent.info.run_id, status="RUNNING")
+    mark_failed(uri, parent.info.run_id)
+    assert not (folder / "trials.json").exists() and not (folder / "bitstream").exists()
+    assert here(*words).returncode == 0
+    assert {path.name for path in folder.iterdir()} == before >= {"trials.json", "bitstream", "plots", "working_point"}
+    assert runs(ready, "sweep")[0].info.status == "FINISHED"
+    assert len(runs(ready, "compression")) == 1  # it was measured on the report split already
+
+
 def test_best_so_far_is_a_stepped_metric(here: Here, ready: Path, instant: list[str]) -> None:
     from mlflow import MlflowClient
 

@@ -45,10 +45,11 @@ def finish(sweep: Sweep, run: SweepRun, reason: str, folder: Path) -> dict[str, 
         history.read(shared.trials())
         best, ended = history.best(), history.ended
         done = shared.study.user_attrs.get(RESULT, {})
-        if done.get("trials") != ended or done.get("run_id") != run.id:
+        known = done.get("found", {}) if done.get("trials") == ended and done.get("run_id") == run.id else None
+        if known is None or run.discarded:
             mend_runs(sweep, run.id)
             run.log_table(rows(sweep), "trials.json")
-            found = measured(sweep, run, best, folder) if best is not None else {}
+            found = measured(sweep, run, best, folder, known or {}) if best is not None else {}
             run.log_metrics({"sweep/trials": ended, "sweep/failed": float(len(history.failed)), **figures(best, found)})
             plots.log_plots(sweep, run, folder)
             if reason:
@@ -59,8 +60,16 @@ def finish(sweep: Sweep, run: SweepRun, reason: str, folder: Path) -> dict[str, 
     return {"run_id": run.id, "study": shared.name, "trials": ended, **done["found"]}
 
 
-def measured(sweep: Sweep, run: SweepRun, best: Past, folder: Path) -> dict[str, Any]:
-    """The best working point on the split that figures are reported on, its bitstream and its configuration."""
+def measured(sweep: Sweep, run: SweepRun, best: Past, folder: Path, found: Mapping[str, Any]) -> dict[str, Any]:
+    """The best working point on the split that figures are reported on, its bitstream and its configuration.
+
+    Args:
+        sweep: its trials are done.
+        run: the sweep's own.
+        best: the trial.
+        folder: for files on their way.
+        found: where it was measured before, what that gave.
+    """
     config, overrides = sweep.config(best.params), sweep.overrides(best.params)
     point = folder / POINT
     shutil.rmtree(point, ignore_errors=True)
@@ -68,7 +77,8 @@ def measured(sweep: Sweep, run: SweepRun, best: Past, folder: Path) -> dict[str,
     write_point(config, overrides, sweep.command(best.params), point)
     run.log_folder(point, POINT)
     tags = {"mlflow.parentRunId": run.id, "tracker.study": sweep.shared.name, "tracker.trial": str(best.number)}
-    found = dict(sweep.trials.report(config, overrides, tags)) if sweep.settings.report else {}
+    if not found and sweep.settings.report:
+        found = sweep.trials.report(config, overrides, tags)
     if found.get("run_id"):
         bitstream = Path(run.client.download_artifacts(found["run_id"], "bitstream", str(folder)))
         run.log_folder(bitstream, "bitstream")

@@ -27,6 +27,7 @@ class SweepRun(Run):
 
     def __init__(self, sweep: Sweep) -> None:
         trials, self.shared = sweep.trials, sweep.shared
+        self.discarded = False  # whether a command that was killed has left nothing of its results
         tags = {"tracker.study": self.shared.name, "tracker.storage": sweep.shared.storage.shown}
         own = flattened(sweep.settings.model_dump(), "sweep.")
         # A star, which stands for every layer, is no letter that MLflow takes in a name.
@@ -56,6 +57,7 @@ class SweepRun(Run):
             return False
         if info.lifecycle_stage == "deleted":
             return False
+        self.discarded = info.status == "FAILED"
         self.resume(run_id)
         return True
 
