@@ -318,7 +318,7 @@ def test_storages_that_cannot_be_opened(url: str, told: str, monkeypatch: pytest
 
 def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pymysql", None)
-    with pytest.raises(TrackerError, match="pip install 'pymysql'"):
+    with pytest.raises(TrackerError, match=r"pip install 'tracker\[mysql\]'"):
         Storage("mysql://a:b@127.0.0.1/x")
 
 
