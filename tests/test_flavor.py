@@ -392,10 +392,10 @@ def test_the_model_of_a_run_that_fails_is_no_result(here: Here, ready: Path, mon
     [
         (None, "tracker==1.2"),
         ({"url": "file:///home/me/tracker", "dir_info": {"editable": True}}, "tracker==1.2"),
-        ({"url": "https://host/t.whl", "archive_info": {}}, "tracker @ https://host/t.whl"),
+        ({"url": "https://example.org/t.tar.gz", "archive_info": {}}, "tracker @ https://example.org/t.tar.gz"),
         (
-            {"url": "https://host/t.git", "vcs_info": {"vcs": "git", "commit_id": "abc"}},
-            "tracker @ git+https://host/t.git@abc",
+            {"url": "https://example.org/t.git", "vcs_info": {"vcs": "git", "commit_id": "abc"}},
+            "tracker @ git+https://example.org/t.git@abc",
         ),
     ],
 )
@@ -413,5 +413,5 @@ def test_where_a_receiver_gets_tracker(origin: dict | None, wanted: str, monkeyp
     real = metadata.distribution
     monkeypatch.setattr(metadata, "distribution", lambda name: Installed() if name == "tracker" else real(name))
     assert tracker.flavor.get_default_pip_requirements()[0] == wanted
-    monkeypatch.setenv("TRACKER_REQUIREMENT", "tracker @ https://elsewhere/t.whl")
-    assert tracker.flavor.get_default_pip_requirements()[0] == "tracker @ https://elsewhere/t.whl"
+    monkeypatch.setenv("TRACKER_REQUIREMENT", "tracker @ https://example.org/other.tar.gz")
+    assert tracker.flavor.get_default_pip_requirements()[0] == "tracker @ https://example.org/other.tar.gz"

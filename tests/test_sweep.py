@@ -149,6 +149,14 @@ def test_failed_trials_are_recorded_and_do_not_stop_the_sweep(here: Here, ready:
     assert study_in(ready).best_trial.params["scenario.a"] == 14
 
 
+def test_cmaes_does_not_warn_of_constraints_at_every_trial(
+    here: Here, ready: Path, instant: list[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    done = here(*instant, "scenario.a=range(0,90)", "hydra/sweeper/sampler=cmaes", "hydra.sweeper.n_trials=4")
+    assert done.returncode == 0, done.stderr
+    assert not [warning for warning in recwarn if "Constraints have been set" in str(warning.message)]
+
+
 def test_too_many_failures_stop_it(here: Here, ready: Path, instant: list[str]) -> None:
     words = [*instant, "scenario.a=choice(13)", "scenario.b=interval(0,1)", "hydra.sweeper.n_trials=20"]
     done = here(*words)

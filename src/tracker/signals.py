@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from types import FrameType
@@ -24,7 +25,7 @@ class Terminated(BaseException):
 received: list[type[BaseException]] = []
 holding: list[bool] = []
 begun: list[bool] = []
-helpers: list[int] = []  # processes that end with this one
+helpers: list[subprocess.Popen[bytes]] = []  # processes that end with this one
 STATUS = {KeyboardInterrupt: (130, "interrupted"), Terminated: (143, "terminated")}
 
 
@@ -91,8 +92,7 @@ def _end(kind: type[BaseException]) -> NoReturn:
     """End the process as the command line would, by the system's own calls: any lock of Python's may be held here."""
     status, word = STATUS[kind]
     for process in helpers:
-        with contextlib.suppress(OSError):
-            os.kill(process, signal.SIGTERM)
+        process.terminate()
     os.write(2, f"error: {word} before a run began\n".encode())
     os._exit(status)
 

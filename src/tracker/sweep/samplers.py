@@ -8,7 +8,6 @@ do not all propose the same.
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -148,8 +147,6 @@ class CmaEs(Sampler):
         """See `Sampler.build`."""
         from optuna.samplers import CmaEsSampler
 
-        # It says so for every trial; the ones that break a constraint are kept from it.
-        warnings.filterwarnings("ignore", message="Constraints have been set, but CmaEsSampler")
         return CmaEsSampler(
             n_startup_trials=self.n_startup_trials,
             sigma0=self.sigma0,

@@ -56,6 +56,8 @@ class Worker:
             TrackerError: more trials failed than are allowed.
         """
         signals.begin()
+        # Optuna says so for every trial; those that break a constraint are kept from it.
+        warnings.filterwarnings("ignore", message="Constraints have been set, but CmaEsSampler")
         try:
             return self._work()
         finally:

@@ -46,7 +46,7 @@ def database_file(uri: str) -> Path | None:
     return Path(uri.removeprefix(SQLITE).split("?")[0]).absolute() if uri.startswith(SQLITE) else None
 
 
-preparing: list[subprocess.Popen[bytes]] = []
+preparing = signals.helpers
 
 
 def prepare(uri: str) -> None:
@@ -71,7 +71,6 @@ def prepare(uri: str) -> None:
             stderr=subprocess.DEVNULL,
         )
     )
-    signals.helpers.append(preparing[-1].pid)
 
 
 def abandon() -> None:
@@ -91,7 +90,6 @@ def connect(uri: str) -> MlflowClient:
     Raises:
         TrackerError: the server does not answer, or the store cannot be opened.
     """
-    signals.helpers.clear()
     while preparing:
         preparing.pop().wait()  # what went wrong there goes wrong below as well, and is told
     if uri.startswith(("http://", "https://")):
