@@ -142,7 +142,6 @@ class Plain:
 @pytest.fixture
 def stages(ready: Path) -> Path:
     """A user's transforms, and their configs."""
-    sys.modules.pop("mystages", None)  # that of another test
     (ready / "mystages.py").write_text(STAGES)
     (ready / "mybroken.py").write_text("def half(:\n")
     folder = ready / "mine" / "codec"

@@ -71,9 +71,8 @@ class Broken(Transform):
 
 
 @pytest.fixture
-def with_stages(ready: Path, here: Here, monkeypatch: pytest.MonkeyPatch) -> Callable:
+def with_stages(ready: Path, here: Here) -> Callable:
     """The command line in a folder with the user's stages."""
-    monkeypatch.delitem(sys.modules, "mystages", raising=False)  # each test has a folder, and so a module, of its own
     (ready / "mystages.py").write_text(STAGES)
     folder = ready / "mine" / "codec"
     folder.mkdir(parents=True)
