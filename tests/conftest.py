@@ -34,10 +34,10 @@ def store_of_its_own() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def modules_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def modules_of_its_own(tmp_path: Path) -> Iterator[None]:
     """Modules that a test wrote and imported are forgotten: the next test's may have the same name."""
     yield
-    written = str(tmp_path_factory.getbasetemp())
+    written = f"{tmp_path}{os.sep}"
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", None) or "").startswith(written):
             del sys.modules[name]

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import skimage.data
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -530,11 +531,13 @@ def test_super_resolution_does_not_calibrate_on_what_it_reports(tmp_path: Path) 
     data = SuperResolution(name="x", root=tmp_path, folder=".")
     check_splits_of_sr = [set(contents(data, split)) for split in SPLITS]
     assert not set.intersection(*check_splits_of_sr)
-    halves = [data.samples(split)[0][1] for split in ("calibration", "search")]
-    photograph = load_sample_images().images[0]
-    assert np.array_equal(np.array(halves[0]), photograph[: halves[0].height, : halves[0].width])
-    half = photograph.shape[1] // 2
-    assert np.array_equal(np.array(halves[1]), photograph[: halves[1].height, half : half + halves[1].width])
+    kept, searched = data.samples("calibration"), data.samples("search")
+    for index, photograph in enumerate((*load_sample_images().images, skimage.data.rocket())):
+        image = kept[index][1]  # cut to a multiple of the scale
+        assert np.array_equal(np.array(image), photograph[: image.height, : image.width])
+    middle = skimage.data.astronaut()[128:384, 128:384]  # of 512
+    assert np.array_equal(np.array(searched[0][1]), middle)
+    assert (len(kept), len(searched)) == (3, 4)
     own = data.model_copy(update={"calibration_folder": tmp_path / "photos"})
     reds = [{own.samples(split)[i][1].getpixel((0, 0))[0] for i in range(2)} for split in ("calibration", "search")]
     assert reds == [{0, 2}, {1, 3}]

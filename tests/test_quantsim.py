@@ -411,7 +411,7 @@ def test_adaround_and_sequential_mse_serve_the_outputs(tmp_path: Path) -> None:
     """On the samples that they see, at 4 bits; weights stay on AIMET's grid, and AdaRound rounds to a neighbour."""
     images = digits()[:2]
     before = outputs(filled(), images[0])
-    errors, values = {}, {}
+    errors, values, scales = {}, {}, {}
     for name, options in {
         "nearest": {},
         "adaround": {"rounding": "adaround", "adaround_iterations": 150},
@@ -421,13 +421,15 @@ def test_adaround_and_sequential_mse_serve_the_outputs(tmp_path: Path) -> None:
         given = applied(QuantSim(bits=4, per_channel=False, **options), filled(), tmp_path / name, images)
         errors[name] = distance(outputs(given.model, images[0]), before)
         values[name] = given.integers["3.weight"]
+        scales[name] = torch.stack([one.scale for one in given.integers.values()])
         rounding = {row["rounding"] for row in given.tables["layers"] if row["bits"]}
         assert rounding == {options.get("rounding", "nearest")}
     assert errors["adaround"] < 0.8 * errors["nearest"] and errors["both"] < 0.8 * errors["sequential"]
     assert torch.equal(values["adaround"].scale, values["nearest"].scale)
     moved = (values["adaround"].integers - values["nearest"].integers).abs()
     assert int(moved.max()) == 1 and 0 < float(moved.float().mean()) < 0.5
-    assert values["sequential"].scale < values["nearest"].scale
+    narrower = scales["sequential"] < scales["nearest"]
+    assert bool((narrower | (scales["sequential"] == scales["nearest"])).all() and narrower.any())
 
 
 def test_the_seed_decides_and_nothing_else_is_drawn(tmp_path: Path) -> None:

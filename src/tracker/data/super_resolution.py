@@ -19,6 +19,8 @@ from tracker.data.base import (
 from tracker.data.folders import IMAGE_SUFFIXES
 from tracker.errors import TrackerError
 
+SEARCH_SIDE = 256  # pixels
+
 
 class SuperResolution(Data):
     """Original images of a folder, reported on whole; calibration and search use other photographs.
@@ -27,8 +29,8 @@ class SuperResolution(Data):
     file ``NAME_GT.ext`` is an original, with its bicubically down- and up-scaled version in ``NAME_GT_scale_N.ext``.
     Of any other file the low-resolution version is made here, by Pillow's bicubic filter.
 
-    Calibration and search images are scikit-learn's two sample photographs (left halves to calibrate, right halves to
-    search), or the images of `calibration_folder` (even ones to calibrate, odd ones to search).
+    Calibration and search images are the photographs that scikit-learn and scikit-image bring along (see
+    `photographs`), or the images of `calibration_folder` (even ones to calibrate, odd ones to search).
     """
 
     name: str = "super_resolution"
@@ -84,14 +86,7 @@ class SuperResolution(Data):
             if not chosen:
                 raise TrackerError(f"data.calibration_folder={folder} needs at least two images")
             return [open_image(path).convert("RGB") for path in chosen]
-        from PIL import Image
-        from sklearn.datasets import load_sample_images
-
-        photographs = []
-        for array in load_sample_images().images:
-            half = array.shape[1] // 2
-            photographs.append(Image.fromarray(array[:, :half] if split == "calibration" else array[:, half:]))
-        return photographs
+        return photographs(split)
 
     def samples(self, split: Split) -> Samples:
         """(low-resolution PIL image, original PIL image); the first has the original's size where `upscaled`."""
@@ -106,6 +101,29 @@ class SuperResolution(Data):
             inputs = [found for path in originals if (found := self._prepared(path))]
             return files_digest([*originals, *inputs], self._folder())
         return arrays_digest(*self._others(split))
+
+
+def photographs(split: Split) -> list[Any]:
+    """Colour photographs that installed packages bring along, as PIL images.
+
+    To search on: central squares of the four that scikit-image has without loss (astronaut, chelsea, coffee,
+    motorcycle). Not so large that a trial takes long, and several, since images differ much in what a codec costs them.
+    To calibrate and train on: the JPEGs, whole (rocket; china and flower of scikit-learn).
+    """
+    from PIL import Image
+    from skimage import data
+    from sklearn.datasets import load_sample_images
+
+    if split == "calibration":
+        return [Image.fromarray(array) for array in (*load_sample_images().images, data.rocket())]
+    chosen = [data.astronaut(), data.chelsea(), data.coffee(), data.stereo_motorcycle()[0]]
+    return [central(Image.fromarray(array), SEARCH_SIDE) for array in chosen]
+
+
+def central(image: Any, side: int) -> Any:
+    """The square in the middle of an image."""
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
 
 
 def degraded(original: Any, scale: int, upscaled: bool) -> tuple[Any, Any]:
