@@ -428,8 +428,8 @@ def test_adaround_and_sequential_mse_serve_the_outputs(tmp_path: Path) -> None:
     assert torch.equal(values["adaround"].scale, values["nearest"].scale)
     moved = (values["adaround"].integers - values["nearest"].integers).abs()
     assert int(moved.max()) == 1 and 0 < float(moved.float().mean()) < 0.5
-    narrower = scales["sequential"] < scales["nearest"]
-    assert bool((narrower | (scales["sequential"] == scales["nearest"])).all() and narrower.any())
+    ratios = scales["sequential"] / scales["nearest"]  # which tensors gain by a narrower range depends on the weights
+    assert float(ratios.max()) < 1.001 and float(ratios.min()) < 0.99
 
 
 def test_the_seed_decides_and_nothing_else_is_drawn(tmp_path: Path) -> None:
