@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -209,7 +210,7 @@ def storage(request: pytest.FixtureRequest, ready: Path) -> Iterator[str]:
         server.communicate()
 
 
-@pytest.mark.parametrize("storage", ["postgresql", "journal"], indirect=True)
+@pytest.mark.parametrize("storage", ["postgresql", "journal", "grpc"], indirect=True)
 def test_two_commands_share_a_storage(storage: str, slow: list[str], ready: Path) -> None:
     command = [*slow, f"hydra.sweeper.storage={storage}"]
     for process in [start(command, ready), start(command, ready)]:
@@ -219,14 +220,43 @@ def test_two_commands_share_a_storage(storage: str, slow: list[str], ready: Path
 
 
 @pytest.mark.parametrize("storage", ["grpc"], indirect=True)
-def test_two_commands_share_a_grpc_proxy(storage: str, slow: list[str], ready: Path) -> None:
-    """It has no lock, so that at the end a trial more may begin than were asked for."""
-    command = [*slow, f"hydra.sweeper.storage={storage}"]
-    for process in [start(command, ready), start(command, ready)]:
-        ends_well(process)
-    complete = [trial for trial in trials_in(storage) if trial.state.name == "COMPLETE"]
-    assert TRIALS <= len(complete) <= TRIALS + 1
-    assert len({trial.system_attrs[alive.OWNER]["pid"] for trial in complete}) == 2
+def test_a_proxy_has_a_lock_of_tickets(storage: str) -> None:
+    """Held by one at a time, in the order in which they asked, and freed where its holder was killed."""
+    from optuna.trial import TrialState, create_trial
+
+    first = Storage(storage)
+    with first.locked("a"):
+        pass
+    killed = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    owner = {**alive.this_process(), "pid": killed.pid, "began": alive._began(killed.pid)}
+    study_id = first.backend.get_study_id_from_name("a (lock)")
+    first.backend.create_new_trial(study_id, create_trial(state=TrialState.RUNNING, system_attrs={alive.OWNER: owner}))
+    inside: list[int] = []
+    most = 0
+
+    def enter(number: int) -> None:
+        nonlocal most
+        storage_of_its_own = Storage(storage)
+        for _ in range(5):
+            with storage_of_its_own.locked("a"):
+                inside.append(number)
+                most = max(most, len(inside))
+                time.sleep(0.01)
+                inside.pop()
+
+    threads = [threading.Thread(target=enter, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(1)
+    assert most == 0  # the first ticket's owner lives
+    with first.locked("b"):
+        killed.kill()
+        killed.wait()
+        for thread in threads:
+            thread.join(60)
+    assert most == 1
+    states = [trial.state for trial in first.backend.get_all_trials(study_id)]
+    assert states == [TrialState.PRUNED] * (1 + 1 + 4 * 5)
 
 
 @pytest.mark.parametrize("storage", ["postgresql", "journal"], indirect=True)
@@ -265,8 +295,6 @@ def test_new_servers_are_set_up_once(postgres: str) -> None:
 
 
 def test_locks_of_a_server_keep_others_out(postgres: str) -> None:
-    import threading
-
     first, second = Storage(postgres), Storage(postgres)
     entered = threading.Event()
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tracker.errors import TrackerError
+from tracker.sweep.tickets import TicketLock
 from tracker.tracking import sqlite
 from tracker.tracking.store import SQLITE, database_file, without_password, without_secrets
 
@@ -52,17 +53,20 @@ class Storage:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         logging.getLogger("alembic").setLevel(logging.WARNING)
         self.url = url
+        self.tickets: dict[str, TicketLock] = {}
         if not url.startswith((SQLITE, JOURNAL, GRPC, *DRIVERS)):
             raise TrackerError(f"hydra.sweeper.storage={without_secrets(url)} is no storage; give {KINDS}")
         try:
             if (file := self._file()) is not None:
                 file.parent.mkdir(parents=True, exist_ok=True)
-            elif self.locks:
+            elif url.startswith(GRPC):
+                self.backend = self._proxy()
+                self.backend.get_all_studies()
+                return
+            else:
                 self.engine = self._engine()
             with self.locked("setup"):
                 self.backend = self._open()
-            if not self.locks:
-                self.backend.get_all_studies()
         except TrackerError:
             raise
         except ModuleNotFoundError as error:
@@ -84,8 +88,6 @@ class Storage:
             from optuna.storages.journal import JournalFileBackend
 
             return JournalStorage(JournalFileBackend(self.url.removeprefix(JOURNAL)))
-        if self.url.startswith(GRPC):
-            return self._proxy()
         from optuna.storages import RDBStorage
         from optuna.storages._cached_storage import _CachedStorage
 
@@ -154,17 +156,11 @@ class Storage:
         """The URL as it may be shown."""
         return without_secrets(self.url)
 
-    @property
-    def locks(self) -> bool:
-        """Whether `locked` keeps others out."""
-        return not self.url.startswith(GRPC)
-
     @contextlib.contextmanager
     def locked(self, what: str) -> Iterator[None]:
         """Hold a lock of that name, which all who use this storage share; it ends with the process.
 
-        A file beside a file, an advisory lock of a database server. A gRPC proxy has none, so that workers which join
-        through one may at the end begin a few trials more than were asked for.
+        A file beside a file, an advisory lock of a database server, tickets behind a gRPC proxy.
         """
         file = self._file()
         if file is not None:
@@ -179,7 +175,10 @@ class Storage:
             with self._advisory_lock(zlib.crc32(what.encode())):
                 yield
         else:
-            yield
+            if what not in self.tickets:
+                self.tickets[what] = TicketLock(self.backend, what)
+            with self.tickets[what].held():
+                yield
 
     @contextlib.contextmanager
     def _advisory_lock(self, key: int) -> Iterator[None]:

@@ -141,8 +141,7 @@ class SharedStudy:
 
     def _abandoned(self, trial: FrozenTrial) -> bool:
         # Who takes a trial signs it before giving the lock back.
-        unsigned = OWNER not in trial.system_attrs and self.storage.locks
-        return unsigned or self.watch.abandoned(trial)
+        return OWNER not in trial.system_attrs or self.watch.abandoned(trial)
 
     def _replace(self, trial: FrozenTrial, reason: str) -> None:
         """As Optuna's RetryHeartbeatStaleTrialCallback does, for every storage."""
