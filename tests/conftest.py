@@ -12,6 +12,11 @@ from pathlib import Path
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Before torch is imported, here and by the commands that tests start: threads that fight for the same cores wait
+    # for each other in loops, which makes everything several times slower.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 Completed = subprocess.CompletedProcess[str]
 Here = Callable[..., Completed]
 
