@@ -160,11 +160,14 @@ def test_bounds_are_read_and_measured() -> None:
     assert not read_comparison("a>1", "when").holds(None)
 
 
-def walk(words: list[str], start: int, step: int) -> dict[int, str]:
+def walk(words: list[str], start: int, step: int, excess: list[float] | None = None) -> dict[int, str]:
     state: dict[int, str] = {}
-    while (index := next_index(state, len(words), start, step)) is not None:
+    known: dict[int, float] = {}
+    while (index := next_index(state, len(words), start, step, known)) is not None:
         assert index not in state
         state[index] = words[index]
+        if excess is not None:
+            known[index] = excess[index]
     return state
 
 
@@ -175,7 +178,8 @@ def test_the_search_along_a_parameter_finds_what_a_scan_finds() -> None:
         count = random.randint(1, 33)
         edge = random.randint(0, count)
         words = [random.choice(["good", "bad"]) for _ in range(edge)] + ["hopeless"] * (count - edge)
-        state = walk(words, random.randrange(count), max(1, count // 8))
+        excess = [random.uniform(-1, 0) if word == "good" else random.uniform(0.1, 5) for word in words]
+        state = walk(words, random.randrange(count), max(1, count // 8), random.choice([None, excess]))
         best = max((index for index, word in enumerate(words) if word == "good"), default=None)
         assert max((index for index, word in state.items() if word == "good"), default=None) == best, (words, state)
 
@@ -184,9 +188,19 @@ def test_the_search_along_qp_on_measured_drops() -> None:
     """ResNet-20's drops on the search split by qp, -36 to -20 (in points of top-1): -21 is good."""
     drops = [-0.04, -0.12, 0.12, -0.02, -0.3, 0.08, 0.08, -0.3, 0.06, 0.12, 0.06, 1.16, -0.06, 0.96, 1.2, 0.4, 3.78]
     words = ["good"] * 4 + ["good" if drop <= 0.5 else "hopeless" if drop > 2 else "bad" for drop in drops]
-    state = walk([*words, *["hopeless"] * (33 - len(words))], start=8, step=4)
+    excess = [-1.0] * 4 + [(drop - 0.5) / 0.5 for drop in drops]
+    rest = 33 - len(words)
+    state = walk([*words, *["hopeless"] * rest], 8, 4, [*excess, *[10.0] * rest])
     assert max(index for index, word in state.items() if word == "good") == 40 - 21
     assert len(state) <= 8
+
+
+def test_the_search_along_qp_comes_back_from_a_near_miss() -> None:
+    """A small Keras network, qp -40 to -8: -32 is good, -28 only just not, and so -29 is looked at before -22."""
+    excess = [-1.0] * 8 + [-0.5, -0.4, -0.3, -0.2, 0.5, *(1.2 + 0.3 * k for k in range(20))]
+    words = ["good" if one <= 0 else "hopeless" if one > 3 else "bad" for one in excess]
+    state = list(walk(words, 8, 4, excess))
+    assert state.index(11) <= 7
 
 
 def test_seeds_of_trials_differ() -> None:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from tracker.sweep.settings import SweepSettings
 
 HOPELESS = 3.0  # tolerances beyond the tolerance
-MANY = 4  # values left between the last good one and the first hopeless ones
+DOUBT = 0.7  # standard deviation of a drop between two that were measured, in tolerances (on the scale of asinh)
+LEAST = 1e-3  # chance that counts for a value which looks as if it had none
 MOST_ALONG = 40  # values that the search along a parameter looks at, of as many as there may be
 FIRST_STEPS = 8  # the search begins with steps of an eighth of the range
 
@@ -91,16 +92,19 @@ class Planner:
             return None
         points = self._line(start)
         state: dict[int, str] = {}
+        excess: dict[int, float] = {}
         for index, key in enumerate(map(key_of, points)):
             past = history.by_params.get(key)
             if past is not None:
                 state[index] = self._state(past, HOPELESS if first else 0.0)
+                if past.outcome.violation is not None and self.tolerance:
+                    excess[index] = past.outcome.violation / self.tolerance
             elif key in history.begun:
                 state[index] = "running"
         step = max(1, len(points) // FIRST_STEPS) if first else 1
         values = [point[self.along] for point in points]
         begin = min(range(len(values)), key=lambda index: abs(values[index] - start[str(self.along)]))
-        following = next_index(state, len(points), begin, step)
+        following = next_index(state, len(points), begin, step, excess)
         return None if following is None else points[following]
 
     def _line(self, start: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -141,7 +145,7 @@ def smallest(points: Sequence[Mapping[str, Any]], history: History) -> Mapping[s
     return min(measured)[2] if measured else None
 
 
-def next_index(state: Mapping[int, str], count: int, start: int, step: int) -> int | None:
+def next_index(state: Mapping[int, str], count: int, start: int, step: int, excess: Mapping[int, float]) -> int | None:
     """The next of ``count`` values, from fine to coarse, to look at; None where the coarsest good one is known.
 
     Args:
@@ -149,6 +153,7 @@ def next_index(state: Mapping[int, str], count: int, start: int, step: int) -> i
         count: of values.
         start: index to begin with.
         step: of the first look upwards or downwards.
+        excess: how far the drops that were measured lie beyond the tolerance, in tolerances.
     """
     if not state:
         return start
@@ -164,8 +169,26 @@ def next_index(state: Mapping[int, str], count: int, start: int, step: int) -> i
         # Hopeless from here on? The next one tells; before there is such a one, further up.
         return max(state) + 1 if sure else min(count - 1, max(state) + step)
     untried = [index for index in range(good + 1, min(sure, default=count)) if index not in state]
-    # Of many the middle one, which may show that those above it are hopeless; of few the coarsest.
-    return untried[len(untried) // 2] if len(untried) > MANY else max(untried, default=None)
+    return max(untried, key=lambda index: promise(index, good, excess), default=None)
+
+
+def promise(index: int, good: int, excess: Mapping[int, float]) -> float:
+    """How many values coarser than the last good one a value is, times the chance that it is good as well.
+
+    Args:
+        index: of the value.
+        good: index of the coarsest good one; -1 where there is none.
+        excess: as for `next_index`; between two of them the drop is taken to rise evenly.
+    """
+    from statistics import NormalDist
+
+    import numpy as np
+
+    if not excess:
+        return index - good
+    places = sorted(excess)
+    expected = float(np.interp(index, places, [math.asinh(excess[place]) for place in places]))
+    return (index - good) * (NormalDist().cdf(-expected / DOUBT) + LEAST)
 
 
 def combinations(space: Mapping[str, Parameter]) -> float:
