@@ -17,7 +17,9 @@ from tracker.__main__ import config_folder
 from tracker.errors import TrackerError
 from tracker.sweep.conditions import excess, read_bound, read_comparison
 from tracker.sweep.distributions import values_of
+from tracker.sweep.history import History
 from tracker.sweep.planner import next_index
+from tracker.sweep.proposing import Proposing
 from tracker.sweep.samplers import NAMES
 from tracker.sweep.space import read_space, settled, suggest
 
@@ -148,6 +150,31 @@ def test_every_sampler_proposes_the_same_again_for_the_same_history(name: str, l
     assert values(1, 14) == first
     assert values(2, 14) != first
     assert len(set(first)) > 10  # not the same draw for every trial
+
+
+@pytest.mark.parametrize("name", ["tpe", "gp", "nsgaii", "cmaes", "qmc", "random"])
+def test_no_sampler_proposes_a_point_again_while_there_are_others(name: str, loader: ConfigLoader) -> None:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    space, _ = read_space({"c": {"space": "range(0,2)", "when": "b==x"}}, ["a=range(0,3)", "b=x,y"], loader)
+    study, history, sampler = optuna.create_study(), History("size", "minimize"), NAMES[name](seed=3)
+    found = []
+    for place in range(18):
+        history.read(study.trials)
+        study.sampler = Proposing(
+            lambda attempt, place=place: sampler.build(0, place, space, attempt),
+            space,
+            None,
+            history,
+            0.1,
+            sampler.attempts,
+        )
+        trial = study.ask()
+        values = suggest(trial, space)
+        trial.set_constraint("c", values["a"] - 2)
+        study.tell(trial, values["a"] + values.get("c", 0))
+        found.append(str(sorted(values.items())))
+    assert len(set(found[:16])) == 4 * (3 + 1)  # all there are
+    assert set(found[16:]) <= set(found[:16])
 
 
 def test_bounds_are_read_and_measured() -> None:

@@ -1,8 +1,8 @@
-"""A sampler's proposals, moved to where they can still be the best.
+"""A sampler's proposals: none that was tried, and moved to where they can still be the best.
 
 A sampler learns slowly that size and drop both follow one parameter, the one with which the rate falls: most of what it
 proposes is either no smaller than the best or far from transparent. So a proposal's other values are kept, and that one
-is chosen for the largest expected gain. And what was tried is not proposed again.
+is chosen for the largest expected gain. And what was tried is not proposed again, as long as there is anything else.
 """
 
 from __future__ import annotations
@@ -15,17 +15,20 @@ from optuna.samplers import BaseSampler
 from tracker.sweep.distributions import values_of
 from tracker.sweep.frontier import Frontier
 from tracker.sweep.history import History, key_of
-from tracker.sweep.space import Parameter
+from tracker.sweep.planner import combinations
+from tracker.sweep.samplers import BruteForce
+from tracker.sweep.space import Parameter, active, in_order
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial, TrialState
 
-ATTEMPTS = 10  # at a proposal that was not tried yet
 CANDIDATES = 4  # of the sampler, the best of which is taken
 MANY = 300  # trials, above which the sampler is asked once: it looks through all of them
 VALUES = 33  # of a continuous parameter that are looked at
+FIXED = "fixed_params"  # Optuna's attribute of an enqueued trial
+FEW = 10_000  # points of a space, all of which can be gone through for one that was not tried
 
 
 class Proposing(BaseSampler):
@@ -38,43 +41,72 @@ class Proposing(BaseSampler):
         along: str | None,
         history: History,
         tolerance: float,
+        attempts: int,
     ) -> None:
         """Prepare.
 
         Args:
             build: the sampler, seeded for the n-th attempt at this trial.
             space: what is searched.
-            along: the parameter with which the rate falls.
+            along: the parameter with which the rate falls; None where proposals are not to be moved.
             history: of the trials that have ended.
             tolerance: of the drop.
+            attempts: at a proposal that was not tried yet.
         """
-        self.build, self.space, self.along, self.history, self.tolerance = build, space, along, history, tolerance
+        self.build, self.space, self.along, self.history = build, space, along, history
+        self.tolerance, self.attempts = tolerance, attempts
         self.inner = build(0)
+        self.together: dict[str, BaseDistribution] = {}  # what the sampler draws at once
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """The sampler's."""
-        return self.inner.infer_relative_search_space(study, trial)
+        """All parameters: what the sampler draws one by one is drawn beforehand, to see whether it was tried."""
+        if FIXED in trial.system_attrs:  # enqueued: its values are known
+            return {}
+        together = self.inner.infer_relative_search_space(study, trial)
+        # Those with a condition come and go, and CMA-ES fails when its space changes.
+        self.together = {key: one for key, one in together.items() if self.space[key].when is None}
+        return {key: parameter.distribution for key, parameter in self.space.items()}
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """A proposal that was not tried before, moved to where it can be the best."""
+        if not search_space:
+            return {}
         frontier = self._frontier()
         wanted = 1 if frontier is None or len(self.history.past) > MANY else CANDIDATES
         proposals: list[dict[str, Any]] = []
-        for attempt in range(ATTEMPTS):
+        for attempt in range(self.attempts):
             if attempt:
                 self.inner = self.build(attempt)
-            proposal = self.inner.sample_relative(study, trial, search_space)
-            if not proposal:
-                return proposal
+            proposal = self._drawn(study, trial)
             if frontier is not None or not self._tried(proposal):
                 proposals.append(proposal)
             if len(proposals) == wanted:
                 break
         if frontier is None or not proposals:
-            return proposals[0] if proposals else proposal
+            return proposals[0] if proposals else self._untried() or proposal
         return self._moved(proposals, frontier)
+
+    def _drawn(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
+        """What the sampler proposes for every parameter that this trial has."""
+        together = self.inner.sample_relative(study, trial, self.together)
+        drawn: dict[str, Any] = {}
+        for key, parameter in in_order(self.space):
+            if not active(parameter, drawn):
+                continue
+            if key in together:
+                drawn[key] = together[key]
+            else:
+                drawn[key] = self.inner.sample_independent(study, trial, key, parameter.distribution)
+        return drawn
+
+    def _untried(self) -> dict[str, Any] | None:
+        """Any point of a small space that was not tried; None where there is none, or the space is large."""
+        if combinations(self.space) > FEW:
+            return None
+        points = BruteForce().plan(len(self.history.past), self.space) or []
+        return next((point for point in points if not self._tried(point)), None)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

@@ -32,6 +32,7 @@ class Sampler(Component):
     several_objectives: ClassVar[bool] = True
     can_be_moved: ClassVar[bool] = False  # whether its proposals may be replaced by better ones
     knows_constraints: ClassVar[bool] = True  # else a trial that breaks one is kept from it
+    attempts: ClassVar[int] = 10  # at a proposal that was not tried yet
 
     seed: int | None = Field(default=None, ge=0, description="null: hydra.sweeper.seed")
 
@@ -93,6 +94,7 @@ class Gp(Sampler):
 
     can_be_moved: ClassVar[bool] = True
     models_feasibility: ClassVar[bool] = True
+    attempts: ClassVar[int] = 2  # each fits the process anew, and seldom proposes anything else
 
     n_startup_trials: int = Field(default=10, ge=0)
     deterministic_objective: bool = True

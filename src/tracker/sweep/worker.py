@@ -55,9 +55,12 @@ class Worker:
         Raises:
             TrackerError: more trials failed than are allowed.
         """
+        from optuna.exceptions import ExperimentalWarning
+
         signals.begin()
         # Optuna says so for every trial; those that break a constraint are kept from it.
         warnings.filterwarnings("ignore", message="Constraints have been set, but CmaEsSampler")
+        warnings.filterwarnings("ignore", category=ExperimentalWarning)
         try:
             return self._work()
         finally:
@@ -88,20 +91,15 @@ class Worker:
         return self.sweep.planner.propose(self.history)
 
     def _sampler(self, place: int) -> BaseSampler:
-        from optuna.exceptions import ExperimentalWarning
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            sampler, seed, space = self.sweep.sampler, self.settings.seed, self.sweep.space
-            if not (sampler.can_be_moved and self.sweep.single):
-                return sampler.build(seed, place, space)
-            return Proposing(
-                lambda attempt: sampler.build(seed, place, space, attempt),
-                space,
-                self.sweep.planner.along,
-                self.history,
-                self.sweep.planner.tolerance,
-            )
+        sampler, seed, space = self.sweep.sampler, self.settings.seed, self.sweep.space
+        return Proposing(
+            lambda attempt: sampler.build(seed, place, space, attempt),
+            space,
+            self.sweep.planner.along if sampler.can_be_moved and self.sweep.single else None,
+            self.history,
+            self.sweep.planner.tolerance,
+            sampler.attempts,
+        )
 
     def _enough(self) -> str:
         """Why no further trial is begun; empty where one is."""
