@@ -5,7 +5,7 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 TESTS ?= tests
 WORKERS ?= 2
 
-EXTRAS = timm,transformers,aimet,tensorflow,joblib,slurm,ray,postgresql,mysql,dashboard
+EXTRAS = timm,transformers,aimet,tensorflow,joblib,slurm,ray,postgresql,mysql,grpc,dashboard
 
 .PHONY: demo test test-install extras lint types clean
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import http.server
 import os
 import shutil
@@ -442,22 +441,24 @@ def listing(folder: Path) -> set[str]:
 
 
 def test_quiet_and_tidy(tracker: Callable, ready: Path) -> None:
-    """A few summary lines on stdout, nothing on stderr; files only in mlruns/, outputs/ and the cache."""
+    """A few summary lines on stdout, nothing on stderr; files only in mlruns/, outputs/ and the cache.
+
+    On a machine without git as well, of which MLflow warns.
+    """
     home, cache, scratch = (ready / name for name in ("home", "cache", "scratch"))
     work = ready / "work"
     for folder in (home, scratch, work):
         folder.mkdir()
     shutil.move(ready / "mlruns", work / "mlruns")
-    environment = {"HOME": str(home), "TRACKER_CACHE": str(cache), "TMPDIR": str(scratch)}
+    environment = {"HOME": str(home), "TRACKER_CACHE": str(cache), "TMPDIR": str(scratch), "PATH": str(scratch)}
     ended = tracker("+codec=nnc", cwd=work, **environment)
     assert (ended.returncode, ended.stderr) == (0, "")
     lines = ended.stdout.splitlines()
     assert 3 <= len(lines) <= 6, lines
     assert "\r" not in ended.stdout and "it/s" not in ended.stdout
     assert {path.name for path in work.iterdir()} <= {"mlruns", "outputs"}
-    left = {name for name in listing(home) if not name.startswith((".cache/matplotlib", ".config/matplotlib"))}
-    assert left <= {".cache", ".config"}, left
-    assert listing(scratch) <= {f"torchinductor_{getpass.getuser()}"}  # empty, made by importing torch
+    assert not listing(home)
+    assert not listing(scratch)
     assert not [name for name in listing(cache) if name.endswith(".partial")]
     assert not [name for name in listing(work / "outputs") if "bitstream" in name or name.endswith("safetensors")]
     assert {path.name for path in (work / "mlruns").iterdir()} == {"mlflow.db", "mlflow.lock", "artifacts"}

@@ -40,7 +40,7 @@ def test_the_alias_is_that_of_the_smallest_transparent_one(here: Here, ready: Pa
     compressed("codec.nnc.qp=-34")  # larger
     assert alias(client) == "1"
     told = compressed("codec.nnc.qp=-8")  # smaller, and no longer transparent
-    assert alias(client) == "1" and "stays where it is: its drop is" in told
+    assert alias(client) == "1" and "is not moved to it: its drop is" in told
     compressed("codec.nnc.qp=-26")  # smaller
     compressed("codec.nnc.qp=-12", "task.split=search", "task.tolerance=1")  # not the split for figures
     versions = {str(one.version): one for one in client.search_model_versions("name = 'digits'")}

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import Completed, runs
+from conftest import Completed, Here, runs
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
@@ -182,6 +182,14 @@ def test_tables_keep_precision_and_type(ready: Path) -> None:
     for name, count in (("tensors.json", 3), ("stages/svd/layers.json", 1)):
         table = client.load_table(experiment, name, [run.id])
         assert len(table) == count and table["error"][0] == pytest.approx(1.5e-13) and table["rank"][0] == 38
+
+
+def test_words_may_stand_before_and_behind_flags(here: Here, ready: Path) -> None:
+    done = here("anchor=digits", "-m", "+codec=fp16,bf16", "--config-dir", "x=y", "seed=1")
+    assert done.returncode == 1 and "x=y" in done.stderr  # the folder of --config-dir, which is not there
+    done = here("anchor=digits", "-m", "+codec=fp16,bf16", "--multirun", "seed=1")
+    assert done.returncode == 0, done.stderr
+    assert {run.data.params["seed"] for run in runs(ready, "compression")} == {"1"}
 
 
 def test_a_second_run_from_the_logged_configuration_gives_the_same_bytes(folder: Path) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from conftest import Completed, runs
+from conftest import Completed, Here, runs
 
 from tracker.errors import TrackerError
 from tracker.sweep import alive
@@ -219,6 +219,13 @@ def test_two_commands_share_a_storage(storage: str, slow: list[str], ready: Path
     assert len(begun(ready)) == TRIALS  # none was measured twice
 
 
+def test_without_slurm_one_line_says_what_to_do(here: Here, ready: Path) -> None:
+    done = here("-m", "+codec=nnc", "+sweep=nnc", "+cluster=slurm", "hydra.sweeper.n_jobs=2", PATH=str(ready / "no"))
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: SLURM takes no job here") and "+cluster=local" in line
+
+
 @pytest.mark.parametrize("storage", ["grpc"], indirect=True)
 def test_a_proxy_has_a_lock_of_tickets(storage: str) -> None:
     """Held by one at a time, in the order in which they asked, and freed where its holder was killed."""
@@ -332,8 +339,8 @@ def test_what_is_wrong_with_a_server_is_one_line(change: tuple[str, str], told: 
     [
         ("grpc://127.0.0.1:1", "does not answer"),
         ("grpc://nowhere", "not complete"),
-        ("journal:///proc/x/y", "cannot be reached"),
-        ("sqlite:////proc/x.db", "cannot be reached"),
+        ("journal:///proc/x/y", "cannot be opened"),
+        ("sqlite:////proc/x.db", "cannot be opened"),
         ("postgresql+nodriver://a:b@127.0.0.1/x", "cannot be reached"),
     ],
 )

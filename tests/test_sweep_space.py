@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from tracker.__main__ import config_folder
 from tracker.errors import TrackerError
 from tracker.sweep.conditions import excess, read_bound, read_comparison
 from tracker.sweep.distributions import values_of
+from tracker.sweep.finish import anywhere
 from tracker.sweep.history import History
 from tracker.sweep.planner import next_index
 from tracker.sweep.proposing import Proposing
@@ -175,6 +178,27 @@ def test_no_sampler_proposes_a_point_again_while_there_are_others(name: str, loa
         found.append(str(sorted(values.items())))
     assert len(set(found[:16])) == 4 * (3 + 1)  # all there are
     assert set(found[16:]) <= set(found[:16])
+
+
+def test_a_transparent_trial_is_the_best_of_several_objectives() -> None:
+    def history(prefers: bool) -> History:
+        found = History("size", "minimize", prefers_transparent=prefers)
+        study = optuna.create_study(directions=["minimize", "minimize"])
+        for size, violation in [(50.0, 0.4), (70.0, 0.0), (60.0, -0.1), (40.0, None)]:
+            outcome = {"metrics": {"size": size}, "violation": violation}
+            study.add_trial(optuna.create_trial(values=[size, violation or 0.0], user_attrs={"outcome": outcome}))
+        found.read(study.trials)
+        return found
+
+    assert [history(prefers).best().number for prefers in (True, False)] == [2, 3]
+
+
+def test_a_working_point_means_the_same_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = {"data": {"path": "x.safetensors", "name": "x"}, "seed": 0}
+    found = anywhere(SimpleNamespace(paths=[("data", "path")]), config)
+    assert found == {"data": {"path": str(tmp_path / "x.safetensors"), "name": "x"}, "seed": 0}
+    assert config["data"]["path"] == "x.safetensors"
 
 
 def test_bounds_are_read_and_measured() -> None:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from tracker import signals
+from tracker.cache import keep_libraries_tidy
 from tracker.errors import TrackerError
 
 log = logging.getLogger("tracker")
@@ -28,7 +30,7 @@ VERBOSE = bool(os.environ.get("HYDRA_FULL_ERROR"))
 # Config groups of launchers that are packages of their own, with the extra that installs them.
 LAUNCHERS = {f"hydra/launcher/{name}": extra for name, extra in (("joblib", "joblib"), ("ray", "ray"))}
 LAUNCHERS |= {f"hydra/launcher/submitit_{name}": "slurm" for name in ("slurm", "local")}
-ENDED = "; a run that had begun is marked FAILED, start it again"
+ENDED = {True: "; a run that had begun is marked FAILED, start it again", False: " before a run began"}
 
 
 def config_folder() -> str:
@@ -42,6 +44,7 @@ def job(config: DictConfig) -> Any:
     """One job: a single run, or one of a multirun, in whatever process the launcher put it."""
     started = time.perf_counter()
     signals.install()  # some launchers run jobs in processes of their own
+    keep_libraries_tidy()
     hydra_config: Any = HydraConfig.get()
     is_sweep = str(hydra_config.sweeper.get("_target_")).startswith("hydra_plugins.tracker_sweeper.")
     try:
@@ -101,6 +104,11 @@ def _message_of(error: BaseException) -> str:
             f"{error.override}: a key with a star cannot be given on the command line; write it into a file, as "
             "conf/sweep/svd_layers.yaml does, and choose that by +sweep=NAME (and --config-dir)"
         )
+    if isinstance(error, OverrideParseException) and "onstraints=" in error.override:
+        return (
+            f"{error.override}: write bounds as a list with quotes of its own, "
+            "'hydra.sweeper.constraints=[\"cost/mac_ratio<=0.6\"]'"
+        )
     if isinstance(error, HydraException | OmegaConfBaseException):
         cause = error.__cause__
         text = f"{error} ({cause})" if cause is not None and str(cause) not in str(error) else str(error)
@@ -137,6 +145,23 @@ def report(error: BaseException) -> int:
     return 1
 
 
+def overrides_first(words: Sequence[str]) -> list[str]:
+    """A command line with its overrides in one piece, as Hydra's parser wants them: not ``anchor=A -m +codec=B``."""
+    from hydra._internal.utils import get_args_parser
+
+    options = get_args_parser()._actions
+    valued = {name for action in options if action.nargs is None for name in action.option_strings}
+    before = ["", *words]
+    overrides = [
+        not word.startswith("-") and ("=" in word or word.startswith("~")) and earlier not in valued
+        for earlier, word in zip(before, words, strict=False)
+    ]
+    return [
+        *(word for word, one in zip(words, overrides, strict=True) if one),
+        *(word for word, one in zip(words, overrides, strict=True) if not one),
+    ]
+
+
 def main() -> int:
     """The command line, with one line for whatever the user can mend; the exit status."""
     signals.received.clear()
@@ -145,6 +170,7 @@ def main() -> int:
     # thresholds the garbage collector looks through all of them again and again, a quarter of the start-up time.
     gc.set_threshold(100_000, 50, 100)
     logging.raiseExceptions = False  # a reader that has had enough (`| head`) is no reason for a traceback
+    sys.argv[1:] = overrides_first(sys.argv[1:])
     # Hydra then raises instead of printing its own summary of the traceback.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     warnings.filterwarnings("ignore", category=UserWarning, module=r"hydra\._internal")
@@ -153,7 +179,7 @@ def main() -> int:
         status = 0
     except (KeyboardInterrupt, signals.Terminated) as error:
         status, word = signals.STATUS[KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else signals.Terminated]
-        print(f"error: {word}{ENDED}", file=sys.stderr)
+        print(f"error: {word}{ENDED[bool(signals.begun)]}", file=sys.stderr)
     except Exception as error:
         status = report(error)
     except SystemExit as error:

@@ -28,6 +28,20 @@ def cache_folder() -> Path:
     return folder
 
 
+def keep_libraries_tidy() -> None:
+    """Let libraries write to the cache what they would write elsewhere below the home folder, as far as they ask.
+
+    Whatever the user has set stays.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # else ~/.config/mlflow
+    try:
+        folder = cache_folder()
+    except TrackerError:  # told by whoever needs it
+        return
+    for name, inner in {"MPLCONFIGDIR": "matplotlib", "TORCHINDUCTOR_CACHE_DIR": "torchinductor"}.items():
+        os.environ.setdefault(name, str(folder / inner))
+
+
 def cached_tensors(key: str, make: Callable[[], Mapping[str, torch.Tensor]]) -> Mapping[str, torch.Tensor]:
     """Tensors by key, made once even when several processes ask at the same time.
 

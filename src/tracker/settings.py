@@ -41,6 +41,13 @@ class Tracking(Section):
         "the anchor's name; false: none",
     )
 
+    @field_validator("registered_model")
+    @classmethod
+    def _name(cls, value: bool | str | None) -> bool | str | None:
+        if isinstance(value, str) and (not value.strip() or set(value) & set("/:")):
+            raise ValueError("it is true, false or a name without / and :, as MLflow's registry wants it")
+        return value
+
 
 class Settings(Section):
     """The configuration's top level."""

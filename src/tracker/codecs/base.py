@@ -205,7 +205,10 @@ class Transform(Stage):
         """
 
     def logged(self) -> Collection[str]:
-        """Names that its `Transformed.metrics` may have: what a sweep may bound."""
+        """Names that its `Transformed.metrics` may have: what a sweep may bound.
+
+        One that gives a `Transformed.simulate` adds ``performance/simulated`` and ``performance/simulated_drop``.
+        """
         return ()
 
 
@@ -220,6 +223,7 @@ class Coder(Stage):
     shows_progress: ClassVar[bool] = False  # whether `encode` has a progress bar of its own
     codes_integers: ClassVar[bool] = False  # whether `encode` also takes int32 tensors, and codes them without loss
     of_floats: ClassVar[frozenset[str]] = frozenset()  # options that do nothing about weights that are integers already
+    rate_falls_with: ClassVar[str] = ""  # the option, if there is one, that makes bitstreams smaller as it gets larger
 
     @abstractmethod
     def encode(self, tensors: Mapping[str, Tensor], folder: Path, model: Any, context: Context) -> list[TensorRecord]:

@@ -44,6 +44,8 @@ class Nnc(Coder):
     codes_integers: ClassVar[bool] = True
     of_floats: ClassVar[frozenset[str]] = frozenset(("qp", "qp_early", "qp_late", "qp_density", "use_dq", "sparsity"))
 
+    rate_falls_with: ClassVar[str] = "qp"
+
     qp: float = Field(default=-32, description="quantisation parameter of weights, -2^(5+d) to 2^(5+d)-1")
     qp_early: float = Field(default=0.0, description="added to the qp of the first weight, ever less up to the middle")
     qp_late: float = Field(default=0.0, description="added to the qp of the last weight, ever less down to the middle")

@@ -110,7 +110,8 @@ class QuantSim(Transform):
     def logged(self) -> list[str]:
         """See `Transform.logged`."""
         names = ("bits", "quantised_percent", "folded_norms", "equalised_groups", "sqnr_db")
-        return [f"quantsim/{name}" for name in names]
+        simulated = ["performance/simulated", "performance/simulated_drop"] if self.activations else []
+        return [*(f"quantsim/{name}" for name in names), *simulated]
 
     def prepare(self) -> None:
         """Import AIMET."""

@@ -43,7 +43,7 @@ log = logging.getLogger("tracker")
 KEPT_DRAFTS = 512 * 2**20  # bytes of models that transforms have left, for trials that differ in the coder only
 METRICS = {
     *(f"size/{name}" for name in ("anchor_bytes", "bitstream_bytes", "rate_percent", "bits_per_parameter")),
-    *(f"performance/{name}" for name in ("anchor", "decoded", "drop", "transparent", "simulated", "simulated_drop")),
+    *(f"performance/{name}" for name in ("anchor", "decoded", "drop", "transparent")),
     *(f"time/{name}_s" for name in ("encode", "decode", "evaluate")),
     *("cost/mac_ratio", "cost/memory_ratio", "memory/peak_mib"),
 }
@@ -84,10 +84,10 @@ class CompressionTrials(Trials):
         """See `Trials.metrics`."""
         codec, measured = self._codec(config), self.anchor.evaluation.metrics
         names = {f"{name}/{which}" for name in measured for which in ("anchor", "decoded")}
-        for stage in codec.stages:
-            names |= {f"size/after_{stage}_bytes", f"time/{stage}_s"}
-        for transform_stage in codec.transforms.values():
-            names |= set(transform_stage.logged())
+        if codec.transforms:
+            names |= {f"size/after_{stage}_bytes" for stage in codec.stages}
+        for stage, made in codec.transforms.items():
+            names |= {f"time/{stage}_s", *made.logged()}
         return names | METRICS
 
     def idle(self, config: Mapping[str, Any]) -> Mapping[str, str]:
@@ -107,6 +107,12 @@ class CompressionTrials(Trials):
         _, name, option = (*key.split("."), "", "")[:3]
         stage = stages_of(self._codec(config)).get(name)
         return {} if stage is None else stage.entries(option, self.bench.model, self.bench.tensors)
+
+    def rate_falls_with(self, config: Mapping[str, Any]) -> str | None:
+        """See `Trials.rate_falls_with`; the coder tells."""
+        codec = self._codec(config)
+        option = codec.coder.rate_falls_with
+        return f"codec.{codec.coder_name}.{option}" if option else None
 
     def check(self, config: Mapping[str, Any]) -> None:
         """See `Trials.check`."""

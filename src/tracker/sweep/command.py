@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hydra.plugins.launcher import Launcher
 
 log = logging.getLogger("tracker")
+SUBMITTING = ("FailedJobError", "srun")  # submitit's words where SLURM takes no job
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 prepared: list[Sweep] = []  # for the worker in this process, so that it need not do everything again
 
@@ -124,6 +125,11 @@ def _launched(
     except TrackerError:
         raise
     except Exception as error:  # a job that was killed, as each launcher tells it
+        if any(word in f"{type(error).__name__}: {error}" for word in SUBMITTING):
+            raise TrackerError(
+                f"SLURM takes no job here ({' '.join(str(error).split())[:200]}); see whether `sinfo` lists the "
+                "partition, or let +cluster=local run the workers on this machine"
+            ) from error
         problems.append(error)
     finally:
         prepared.clear()

@@ -59,6 +59,11 @@ class Composer:
         found = OmegaConf.select(self._base(tuple(fixed)), key, default=None, throw_on_missing=False)
         return OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
 
+    def has(self, fixed: Sequence[str], key: str) -> bool:
+        """Whether a key is an option, whatever its value; ``KEY.*`` stands for the option itself."""
+        key = key.lstrip("+").removesuffix(".*")
+        return OmegaConf.select(self._base(tuple(fixed)), key, default=MISSING, throw_on_missing=False) is not MISSING
+
     def _base(self, overrides: tuple[str, ...]) -> DictConfig:
         from hydra.types import RunMode
 
@@ -78,6 +83,12 @@ class Composer:
                 value = {**(OmegaConf.select(config, key) or {}), parameter.entry: value}
             OmegaConf.update(config, key, parsed(value), merge=False, force_add=parameter.key.startswith("+"))
         except OmegaConfBaseException as error:
+            stage = key.split(".")[1] if key.startswith("codec.") else None
+            if stage is not None and OmegaConf.select(config, f"codec.{stage}") is None:
+                raise TrackerError(
+                    f"{key} cannot be searched without its stage: add +codec={stage}, or +codec=[...,{stage},...] in a "
+                    "chain"
+                ) from error
             raise TrackerError(
                 f"{key} is not an option here, so it cannot be searched; look at `python -m tracker --cfg job` with "
                 f"the same codec for those that are (one that has no value there yet: +{key}=...)"

@@ -74,7 +74,7 @@ def measured(sweep: Sweep, run: SweepRun, best: Past, folder: Path, found: Mappi
     point = folder / POINT
     shutil.rmtree(point, ignore_errors=True)
     point.mkdir()
-    write_point(config, overrides, sweep.command(best.params), point)
+    write_point(anywhere(sweep, config), overrides, sweep.command(best.params), point)
     run.log_folder(point, POINT)
     tags = {"mlflow.parentRunId": run.id, "tracker.study": sweep.shared.name, "tracker.trial": str(best.number)}
     if not found and sweep.settings.report:
@@ -85,6 +85,14 @@ def measured(sweep: Sweep, run: SweepRun, best: Past, folder: Path, found: Mappi
         run.set_tags({"tracker.bitstream.sha256": found["sha256"], "tracker.best.run_id": found["run_id"]})
     run.set_tags({"tracker.best.trial": str(best.number)})
     return {key: value for key, value in found.items() if isinstance(value, str | int | float | bool)}
+
+
+def anywhere(sweep: Sweep, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration that means the same from another folder."""
+    found = {section: dict(node) if isinstance(node, Mapping) else node for section, node in config.items()}
+    for section, key in sweep.paths:
+        found[section][key] = str(Path(found[section][key]).expanduser().absolute())
+    return found
 
 
 def write_point(config: Mapping[str, Any], overrides: list[str], command: str, folder: Path) -> None:

@@ -48,14 +48,17 @@ class History:
         begun: keys of the trials that run, wait or have failed.
     """
 
-    def __init__(self, objective: str, direction: str) -> None:
+    def __init__(self, objective: str, direction: str, prefers_transparent: bool = False) -> None:
         """Begin.
 
         Args:
             objective: the metric that decides which trial is the best.
             direction: ``minimize`` or ``maximize``.
+            prefers_transparent: whether a trial that is transparent is better than any that is not, where both are
+                feasible.
         """
         self.objective, self.sign = objective, 1 if direction == "minimize" else -1
+        self.prefers_transparent = prefers_transparent
         self.past: dict[int, Past] = {}
         self.failed: dict[int, str] = {}
         self.by_params: dict[str, Past] = {}
@@ -111,10 +114,13 @@ class History:
     def _is_best(self, past: Past) -> bool:
         if not past.feasible or past.value is None:
             return False
-        if self._best is None or self._best.value is None:
-            return True
-        ahead = self.sign * (past.value - self._best.value)
-        return ahead < 0 or (ahead == 0 and past.number < self._best.number)
+        return self._best is None or self._rank(past) < self._rank(self._best)
+
+    def _rank(self, past: Past) -> tuple[bool, float, int]:
+        """Less is better."""
+        violation = past.outcome.violation
+        opaque = self.prefers_transparent and not (violation is not None and violation <= 0)
+        return opaque, self.sign * (past.value or 0.0), past.number
 
     def seconds(self) -> dict[str, float]:
         """Medians of the times that encoding and evaluating took in recent trials."""

@@ -101,6 +101,10 @@ class Trials(ABC):
         """The names for which an option may have a value of their own: what ``KEY.*`` stands for in a search space."""
         return {}
 
+    def rate_falls_with(self, config: Mapping[str, Any]) -> str | None:
+        """The key, if there is one, that makes bitstreams smaller as its value gets larger."""
+        return None
+
     @abstractmethod
     def check(self, config: Mapping[str, Any]) -> None:
         """Refuse a configuration that cannot work, without measuring it.

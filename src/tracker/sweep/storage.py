@@ -70,12 +70,18 @@ class Storage:
         except TrackerError:
             raise
         except ModuleNotFoundError as error:
-            package = next((package for name, (_, package) in DRIVERS.items() if f"{name}://" in url), error.name)
+            packages = {name: package for name, (_, package) in DRIVERS.items()} | {"grpc": "tracker[grpc]"}
+            package = next((package for name, package in packages.items() if f"{name}://" in url), error.name)
             raise TrackerError(
                 f"hydra.sweeper.storage={without_secrets(url)} needs {error.name}; pip install '{package}'"
             ) from error
         except Exception as error:  # every database has its own exceptions
             reason = (str(error).splitlines() or [type(error).__name__])[0]
+            if self._file() is not None:
+                raise TrackerError(
+                    f"hydra.sweeper.storage={url} cannot be opened ({reason[:200]}); give a file in a folder that can "
+                    "be written to"
+                ) from error
             raise TrackerError(
                 f"hydra.sweeper.storage={without_secrets(url)} cannot be reached "
                 f"({without_password(reason, url)[:200]}); look whether it runs and whether address, user, password "

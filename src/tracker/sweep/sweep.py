@@ -65,14 +65,24 @@ class Sweep:
             )
         config = self.config(self._base_point())
         job = read_job(config, self.fixed, folder, started)
+        self.paths = [
+            (section, key)
+            for section in ("anchor", "data", "task")
+            for key, value in getattr(job, section)
+            if isinstance(value, Path)
+        ]
         self.trials = self._trials(job)
         self.space = self._fitting(config)
         self.base = self._base_point()
         config = self.config(self.base)
+        self._check_along()
+        along = self.settings.rate_falls_with or self.trials.rate_falls_with(config)
+        self.settings = self.settings.model_copy(update={"rate_falls_with": along if along in self.space else None})
         self._check(config)
         self.planner = Planner(self.settings, self.space, self.base, self.sampler, job.task.tolerance)
         self.most = min(self.settings.n_trials, len(self.planner.plan or range(self.settings.n_trials)))
-        self.history = History(self.objective, self.settings.directions[self.objective])
+        directions = self.settings.directions
+        self.history = History(self.objective, directions[self.objective], prefers_transparent=len(directions) > 1)
         self.began = time.monotonic()
         self.shared = self._study(config, job)
 
@@ -145,7 +155,7 @@ class Sweep:
         return made
 
     def _check(self, config: Mapping[str, Any]) -> None:
-        self._check_along()
+        self._check_points()
         for key, parameter in self.space.items():
             if not self.trials.varies(key):
                 raise TrackerError(f"{key} cannot be varied in a sweep of this scenario: its trials would not compare")
@@ -179,6 +189,14 @@ class Sweep:
                 f"hydra.sweeper.rate_falls_with={along} is not an option here; there are {', '.join(self.space)}"
             )
 
+    def _check_points(self) -> None:
+        for name, point in self.settings.known_points.items():
+            for key, value in point.items():
+                if not any(one.group for one in self.space.values()) and not self.composer.has(self.fixed, key):
+                    raise TrackerError(f"hydra.sweeper.known_points.{name}: {key} is not an option here")
+                if key in self.space and (kept := nearest(self.space[key].distribution, value)) != value:
+                    log.info("known point %s: %s=%s is out of its range, and %s tried instead", name, key, value, kept)
+
     def _check_choices(self, key: str, parameter: Parameter) -> None:
         """Each choice of a config group, with the parameters that are there for it."""
         for choice in values_of(parameter.distribution, 2):
@@ -191,7 +209,7 @@ class Sweep:
             except TrackerError as error:
                 raise TrackerError(
                     f"{parameter.key}={choice} does not work with this space ({error}); leave the choice out, or give "
-                    "parameters that not all choices have a condition: {space: ..., when: KEY=VALUE}"
+                    "parameters that not all choices have a condition: {space: ..., when: KEY==VALUE}"
                 ) from error
 
     def _check_between(self, key: str, low: float, high: float) -> None:
@@ -199,9 +217,10 @@ class Sweep:
         try:
             self.trials.check(self.config({**self.base, key: low + (high - low) / math.e}))
         except TrackerError as error:
-            raise TrackerError(
-                f"{key} cannot be searched in an interval ({error}); write range({low:g},{high:g},STEP)"
-            ) from error
+            instead = f"range({low:g},{high:g},STEP)"
+            if isinstance(self.composer.value(self.fixed, key), bool):
+                instead = f"{key}=true,false"
+            raise TrackerError(f"{key} cannot be searched in an interval ({error}); write {instead}") from error
 
     def _study(self, config: Mapping[str, Any], job: Job) -> SharedStudy:
         from optuna.distributions import distribution_to_json

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
     from optuna.distributions import BaseDistribution
 
+TAGS = {"log"}
 SYNTAX = "choice(a,b), range(first,last), interval(low,high), tag(log,interval(low,high)) or int(interval(low,high))"
 
 
@@ -47,6 +48,8 @@ def read_distribution(override: Override) -> BaseDistribution:
 
     sweep = override.value()
     try:
+        if unknown := sorted(set(getattr(sweep, "tags", None) or ()) - TAGS):
+            raise ValueError(f"there is no tag {unknown[0]}, only log")
         if isinstance(sweep, IntervalSweep):
             return _interval(sweep)
         if isinstance(sweep, RangeSweep):

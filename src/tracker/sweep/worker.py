@@ -244,7 +244,7 @@ def too_many_failed(sweep: Sweep) -> str:
         return ""
     return (
         f"{len(failed)} of {ended} trials failed, more than hydra.sweeper.max_failure_rate={rate:g} allows; the last: "
-        f"{failed[max(failed)]}"
+        f"{failed[max(failed)]}; once that is mended, hydra.sweeper.study_name=NAME begins a new study"
     )
 
 

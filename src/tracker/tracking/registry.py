@@ -53,7 +53,7 @@ def register(client: MlflowClient, run_id: str, name: str | None = None) -> Mode
         log.info("registered as models:/%s/%s", name, version.version)
     reason = not_promotable(run)
     if reason:
-        log.info("models:/%s@%s stays where it is: %s", name, ALIAS, reason)
+        log.info("models:/%s@%s is not moved to it: %s", name, ALIAS, reason)
     else:
         point_to_smallest(client, name)
     return client.get_model_version(name, version.version)

@@ -98,6 +98,7 @@ def connect(uri: str) -> MlflowClient:
     if file is not None:
         _check_folder(file.parent)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # without git there is no commit to tag a run with, no more
     # MLflow would print a server's URL with its password; the summary tells where to look.
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     # An anchor's URI (runs:/, models:/) and artifact stores resolve against the same store as the client.
