@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from tracker import signals
+from tracker import multirun, signals
 from tracker.errors import TrackerError
 
 log = logging.getLogger("tracker")
@@ -156,6 +156,7 @@ def main() -> int:
         print(f"error: {word}{ENDED}", file=sys.stderr)
     except Exception as error:
         status = report(error)
+        multirun.draw()
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
     if "tracker.tracking.store" in sys.modules:

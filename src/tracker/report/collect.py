@@ -83,7 +83,9 @@ class Application:
     points: Mapping[str, Sequence[Point]]
 
 
-def applications(client: MlflowClient, uri: str, names: Sequence[str], split: str) -> list[Application]:
+def applications(
+    client: MlflowClient, uri: str, names: Sequence[str], split: str, anchor: str | None = None
+) -> list[Application]:
     """Everything that was measured on a split.
 
     Args:
@@ -91,12 +93,13 @@ def applications(client: MlflowClient, uri: str, names: Sequence[str], split: st
         uri: of the store.
         names: of experiments; none for all.
         split: of the task.
+        anchor: id of an anchor's run, whose alone are wanted.
 
     Raises:
         TrackerError: there is no such experiment, or nothing in it.
     """
     groups: dict[tuple[str, ...], list[Record]] = defaultdict(list)
-    for record in records(client, uri, experiments(client, names), split):
+    for record in records(client, uri, experiments(client, names), split, anchor):
         identity = [record.tags[name] for name in ("tracker.anchor.sha256", "tracker.task.sha256")]
         decided = [record.params.get(name, "") for name in ("task.tolerance", "transparency.confidence")]
         groups[(*identity, *decided)].append(record)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tracker.report.interactive import write_page
 from tracker.sweep.settings import DROP, RATE, SIZE
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from tracker.sweep.sweep import Sweep
 
 MOST_IN_PAIRS = 4
-HEIGHT = 480  # of an interactive plot, in pixels
 GOOD, BAD, UNKNOWN = "#2a7f3f", "#c0392b", "#9a9a9a"
 
 
@@ -37,7 +37,7 @@ def log_plots(sweep: Sweep, run: SweepRun, folder: Path) -> None:
         figures.append((name, points.interactive()))
         points.draw(plots / f"{name}.png")
     if figures:
-        _write_page(plots / "sweep.html", sweep.shared.name, figures)
+        write_page(plots / "sweep.html", sweep.shared.name, [interactive for _, interactive in figures])
         run.log_folder(plots, "plots")
 
 
@@ -248,17 +248,3 @@ def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 def _values(past: Past) -> str:
     shown = {**past.params, SIZE: past.outcome.metrics.get(SIZE)}
     return "<br>".join(f"{key}: {value}" for key, value in shown.items())
-
-
-def _write_page(path: Path, title: str, figures: list[tuple[str, Any]]) -> None:
-    """One page with all plots, and Plotly's script in it once, so that it opens without a network."""
-    parts = [
-        figure.to_html(
-            full_html=False, include_plotlyjs=index == 0, default_height=f"{figure.layout.height or HEIGHT}px"
-        )
-        for index, (_, figure) in enumerate(figures)
-    ]
-    path.write_text(
-        f"<!doctype html><html><head><meta charset='utf-8'><title>{title}</title></head>"
-        f"<body style='font-family: sans-serif'><h3>{title}</h3>{''.join(parts)}</body></html>"
-    )
