@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -147,7 +147,10 @@ def _application(client: MlflowClient, group: list[Record], split: str, known: d
         data_sha256=inputs[0].digest if inputs else "",
         metric=metric[0] if metric else "performance",
         performance=performance,
-        higher_is_better=_higher_is_better(group),
+        higher_is_better=higher_is_better(
+            (one.metrics["performance/anchor"], one.metrics["performance/decoded"], one.metrics["performance/drop"])
+            for one in group
+        ),
         tolerance=_number(first.params.get("task.tolerance")) or 0.0,
         confidence=_number(first.params.get("transparency.confidence")),
         points=dict(sorted(points.items())),
@@ -180,15 +183,15 @@ def _point(record: Record) -> Point:
     )
 
 
-def _higher_is_better(group: list[Record]) -> bool:
+def higher_is_better(measured: Iterable[tuple[float, float, float]]) -> bool:
     """The metric's direction, which the signs of the drops tell: a drop is positive where the decoded model is worse.
 
     Where no run differs from its anchor there is nothing to tell, nor anything that would depend on it.
+
+    Args:
+        measured: the anchor's performance, the decoded model's, and the drop, of each run.
     """
-    signs = [
-        (one.metrics["performance/anchor"] - one.metrics["performance/decoded"]) * one.metrics["performance/drop"]
-        for one in group
-    ]
+    signs = [(anchor - decoded) * drop for anchor, decoded, drop in measured]
     return sum((sign > 0) - (sign < 0) for sign in signs) >= 0
 
 

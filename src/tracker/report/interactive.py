@@ -29,8 +29,23 @@ def figure(label: str, application: Application, noun: str = "run") -> Any:
     made.update_layout(xaxis_title="rate in percent of the anchor", yaxis_title=application.metric)
     anchor, band = application.performance, application.tolerance * (-1 if application.higher_is_better else 1)
     tolerance = f"tolerance {application.tolerance:g}"
-    made.add_hrect(anchor, anchor + band, fillcolor="#2a7f3f", opacity=0.15, line_width=0, annotation_text=tolerance)
-    made.add_hline(anchor, line_dash="dash", line_color="black", line_width=1, annotation_text=f"anchor {anchor:.4f}")
+    made.add_hrect(
+        anchor,
+        anchor + band,
+        fillcolor="#2a7f3f",
+        opacity=0.15,
+        line_width=0,
+        annotation_text=tolerance,
+        annotation_position="bottom left",
+    )
+    made.add_hline(
+        anchor,
+        line_dash="dash",
+        line_color="black",
+        line_width=1,
+        annotation_text=f"anchor {anchor:.4f}",
+        annotation_position="top left",
+    )
     drops: list[float] = []
     for index, (codec, points) in enumerate(application.points.items()):
         best = front(points)

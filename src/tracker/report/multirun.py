@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 log = logging.getLogger("tracker")
+CURVE = "plots/curve.html"
 OUTPUT = "tracker.hydra.output"  # tag with the folder of a run's job
 
 
@@ -32,13 +33,20 @@ def log_curves(folder: Path) -> None:
     for anchor, split in anchors_of(client, folder).items():
         found = collect.applications(client, uri, [], split, anchor)
         report = table.make(found, uri, split, None)
-        with tempfile.TemporaryDirectory() as scratch:
-            plots = Path(scratch)
+        with tempfile.TemporaryDirectory() as folder_name:
+            scratch = Path(folder_name)
+            plots = scratch / "plots"
+            plots.mkdir()
             write_picture(report, plots / "curve.png", "png")
             figures = [figure(*one) for one in report.applications]
-            write_page(plots / "curve.html", "performance over rate", figures)
+            write_page(scratch / CURVE, "performance over rate", figures)
             client.log_artifacts(anchor, str(plots), "plots")
-        place = summary.where(str(client.get_run(anchor).info.artifact_uri), "plots/curve.png")
+        run = client.get_run(anchor)
+        note = run.data.tags.get(summary.NOTE, "")
+        if CURVE not in note:  # a reader's own words stay
+            link = summary.link("The curve of all that was tried", run.info.experiment_id, anchor, CURVE)
+            client.set_tag(anchor, summary.NOTE, f"{note} {link}".strip())
+        place = summary.where(str(run.info.artifact_uri), "plots/curve.png")
         log.info("curve of %s, %d runs: %s", report.applications[0][0], report.runs, place)
 
 

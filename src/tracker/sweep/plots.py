@@ -7,7 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tracker.report.draw import write_picture
+from tracker.report.interactive import figure as interactive_curve
 from tracker.report.interactive import write_page
+from tracker.sweep import curve
 from tracker.sweep.settings import DROP, RATE, SIZE
 
 if TYPE_CHECKING:
@@ -20,7 +23,7 @@ GOOD, BAD, UNKNOWN = "#2a7f3f", "#c0392b", "#9a9a9a"
 
 
 def log_plots(sweep: Sweep, run: SweepRun, folder: Path) -> None:
-    """Log history, parameter importances, contour, the rate over the drop with its front, and the rate over qp.
+    """Log the curve of each codec, and what the search saw: history, importances, contour, front, the rate over qp.
 
     Args:
         sweep: its trials are done.
@@ -30,6 +33,9 @@ def log_plots(sweep: Sweep, run: SweepRun, folder: Path) -> None:
     plots = folder / "plots"
     plots.mkdir(exist_ok=True)
     figures = []
+    if (report := curve.report(sweep)) is not None:
+        figures += [("curve", interactive_curve(label, one, "run of the trial")) for label, one in report.applications]
+        write_picture(report, plots / "curve.png", "png")
     for name, interactive, drawn in _optuna_plots(sweep):
         figures.append((name, interactive))
         drawn(plots / f"{name}.png")

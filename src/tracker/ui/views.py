@@ -58,7 +58,9 @@ def runs_view() -> dict[str, Any]:
     return _state("tags.`tracker.kind` != 'trial'", SIZE, True, columns, charts)
 
 
-def trials_view(parent: str, order: str, ascending: bool, params: Sequence[str], metrics: Sequence[str]) -> dict[str, Any]:
+def trials_view(
+    parent: str, order: str, ascending: bool, params: Sequence[str], metrics: Sequence[str]
+) -> dict[str, Any]:
     """The trials of one sweep, the best first, with the parameters that differ.
 
     Args:
@@ -169,5 +171,9 @@ def address(server: str, experiment: str, key: str = KEY, mode: str = "") -> str
         key: of the view.
         mode: ``CHART`` for the charts.
     """
-    words = {"workflowType": "machine_learning", "viewStateShareKey": key, **({"compareRunsMode": mode} if mode else {})}
+    words = {
+        "workflowType": "machine_learning",
+        "viewStateShareKey": key,
+        **({"compareRunsMode": mode} if mode else {}),
+    }
     return f"{server.rstrip('/')}/#/experiments/{experiment}/runs?{urlencode(words)}".removeprefix("/")
