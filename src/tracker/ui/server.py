@@ -11,7 +11,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO
 
 from tracker.errors import TrackerError
@@ -69,6 +68,8 @@ def _started(uri: str, host: str, port: int, output: IO[bytes]) -> subprocess.Po
     # By the environment, as anybody may read a command line, and the URI of a database may hold a password.
     environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri}
     environment.pop("MLFLOW_TRACKING_URI", None)
+    # Half a dozen processes for jobs of language models' evaluations, of which there are none here.
+    environment.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     file = store.database_file(uri)
     if file is not None:
         command += ["--artifacts-destination", (file.parent / "artifacts").as_uri()]
