@@ -44,7 +44,9 @@ def describe(sweep: Sweep, run: SweepRun, best: Past | None, found: Mapping[str,
     trials = sweep.shared.study.get_trials(deepcopy=False)
     varied = differing(sweep, trials)
     view = _view(sweep, run, varied)
-    parts = [_summary(sweep, trials, varied), *_best(sweep, best, found), *_links(sweep, run, found, view)]
+    # MLflow folds a description after a few lines: what matters most comes first.
+    head = "\n".join([_verdict(sweep, best, found), "", _links(sweep, run, found, view)])
+    parts = [head, _summary(sweep, trials, varied), *_best(sweep, best, found)]
     for count in range(SMALLEST, -1, -1):
         text = "\n\n".join([*parts, *_table(sweep, trials, varied[:MOST_COLUMNS], count)])
         if len(text) <= LONGEST:
@@ -63,6 +65,16 @@ def _view(sweep: Sweep, run: SweepRun, varied: Sequence[str]) -> str:
     key = f"sweep-{run.id[:8]}"
     run.client.set_experiment_tag(sweep.trials.experiment, f"{views.TAG}{key}", views.packed(state))
     return key
+
+
+def _verdict(sweep: Sweep, best: Past | None, found: Mapping[str, Any]) -> str:
+    """The best working point in a line."""
+    if best is None:
+        return "**No trial kept the constraints.**"
+    if "transparent" in found:
+        told = f"{found['size']:,} bytes, {found['rate_percent']:.2f} % of the anchor, drop {found['drop']:.4g} on the "
+        return f"**Best: trial {best.number}, {told}report split: {_verdict_word(found['transparent'])}.**"
+    return f"**Best: trial {best.number}, {_head(sweep.objective)} {_number(sweep.objective, best.value)}.**"
 
 
 def _summary(sweep: Sweep, trials: Sequence[Any], varied: Sequence[str]) -> str:
@@ -96,21 +108,22 @@ def _values(trials: Sequence[Any], key: str) -> str:
 def _best(sweep: Sweep, best: Past | None, found: Mapping[str, Any]) -> list[str]:
     """The best working point, on the split that was searched and on that for figures, and its command line."""
     if best is None:
-        return ["**No trial kept the constraints.**"]
+        return []
     seen = best.outcome.metrics
     reported = {SIZE: found.get("size"), RATE: found.get("rate_percent"), DROP: found.get("drop")}
     rows = [
-        [f"**{name}**", _number(name, seen.get(name)), _number(name, reported.get(name))]
+        [_head(name), _number(name, seen.get(name)), _number(name, reported.get(name))]
         for name in dict.fromkeys([*sweep.settings.directions, SIZE, RATE, DROP])
         if name in seen
     ]
     transparent = best.outcome.violation is not None and best.outcome.violation <= 0
-    rows.append(["**transparent**", _yes(transparent), _yes(found["transparent"]) if "transparent" in found else ""])
-    heads = [f"best: trial {best.number}", "search split", "report split"]
-    return ["\n".join(_markdown(heads, rows, right=(1, 2))), f"```\n{sweep.command(best.params)}\n```"]
+    rows.append(["transparent", _yes(transparent), _yes(found["transparent"]) if "transparent" in found else ""])
+    heads = [f"trial {best.number}", "search split", "report split"]
+    command = sweep.command(best.params).replace("`", "")
+    return [f"`{command}`", "\n".join(_markdown(heads, rows))]
 
 
-def _links(sweep: Sweep, run: SweepRun, found: Mapping[str, Any], view: str) -> list[str]:
+def _links(sweep: Sweep, run: SweepRun, found: Mapping[str, Any], view: str) -> str:
     """Links to where the figures come from."""
     experiment = sweep.trials.experiment
     anchor = getattr(getattr(sweep.trials, "anchor", None), "run_id", None)
@@ -122,7 +135,7 @@ def _links(sweep: Sweep, run: SweepRun, found: Mapping[str, Any], view: str) -> 
         f"[their parallel coordinates]({views.address('', experiment, view, 'CHART')})",
         link("plots", experiment, run.id, "plots/sweep.html"),
     ]
-    return [" · ".join(link for link in links if link)]
+    return " · ".join(one for one in links if one)
 
 
 def _model(run: SweepRun, run_id: str | None) -> str:
@@ -162,15 +175,16 @@ def _table(sweep: Sweep, trials: Sequence[Any], varied: Sequence[str], count: in
         ]
         for past in kept
     ]
-    heads = ["trial", *metrics, *(_short(key) for key in varied)]
-    lines = _markdown(heads, rows, right=range(1, len(metrics) + 1))
+    lines = _markdown(["trial", *map(_head, metrics), *map(_short, varied)], rows)
     word = "smallest" if sweep.objective in (SIZE, RATE) else "best"
     return [f"The {len(kept)} {word} trials that kept all constraints, on the search split:", "\n".join(lines)]
 
 
-def _markdown(heads: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int]) -> list[str]:
-    marks = ["---:" if index in set(right) else "---" for index in range(len(heads))]
-    return [f"| {' | '.join(one)} |" for one in ([_cell(head) for head in heads], marks, *rows)]
+def _markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A table's lines; MLflow sets its columns side by side without a space."""
+    marks = ["---"] * len(heads)
+    spaced = [[f"{cell}&emsp;" for cell in one] for one in ([*map(_cell, heads)], *rows)]
+    return [f"| {' | '.join(one)} |" for one in (spaced[0], marks, *spaced[1:])]
 
 
 def _cell(text: str) -> str:
@@ -190,6 +204,15 @@ def _number(name: str, value: Any) -> str:
 def _text(value: Any) -> str:
     """A parameter's value in a cell."""
     return _cell(f"{value:.6g}" if isinstance(value, float) else str(value))
+
+
+def _head(name: str) -> str:
+    """A metric's name in a table."""
+    return {SIZE: "bytes", RATE: "rate in %", DROP: "drop", COST: "decoding in s"}.get(name, name)
+
+
+def _verdict_word(transparent: bool) -> str:
+    return "transparent" if transparent else "not transparent"
 
 
 def _yes(value: Any) -> str:

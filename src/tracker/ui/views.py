@@ -24,7 +24,7 @@ SIZE, RATE = "size/bitstream_bytes", "size/rate_percent"
 DECODED, DROP = "performance/decoded", "performance/drop"
 MEASURED = (SIZE, RATE, DECODED, DROP)
 COSTS = ("time/encode_s", "time/decode_s", "cost/mac_ratio")
-GLANCE = "At a glance"
+GLANCE, DIFFERENCES = "At a glance", "What differs"
 # What MLflow shows in any case, from left to right: the box to tick, the name, when it began, how long it took.
 FIXED = {"1": 70, "attributes.`Run Name`": 200, "runDateAndNestInfo": 150, "duration": 90}
 WIDTH = 140  # of every other column, in pixels, so that the names of metrics can be read
@@ -54,6 +54,7 @@ def runs_view() -> dict[str, Any]:
         scatter(RATE, DECODED),
         *map(bar, (RATE, DROP, "time/decode_s", "cost/mac_ratio")),
         parallel([], [RATE, "time/encode_s", "time/decode_s", DROP]),
+        differences(),
     ]
     return _state("tags.`tracker.kind` != 'trial'", SIZE, True, columns, charts)
 
@@ -72,12 +73,13 @@ def trials_view(
     """
     columns = [
         *(column("metrics", name) for name in metrics),
-        *(column("params", name) for name in params),
         column("tags", "tracker.transparent"),
+        *(column("params", name) for name in params),
     ]
-    charts = [parallel(params, metrics), *([scatter(RATE, DECODED)] if RATE in metrics else [])]
+    drawn = [name for name in metrics if name != SIZE or RATE not in metrics]  # which are the same on another scale
+    charts = [parallel(params, drawn), *([scatter(RATE, DECODED)] if RATE in metrics else [])]
     wanted = f"tags.`mlflow.parentRunId` = '{parent}' AND tags.`tracker.kind` = 'trial'"
-    return _state(wanted, order, ascending, columns, charts)
+    return _state(wanted, order, ascending, columns, charts, wide=True)
 
 
 def bar(metric: str) -> dict[str, Any]:
@@ -87,8 +89,8 @@ def bar(metric: str) -> dict[str, Any]:
 
 def scatter(x: str, y: str) -> dict[str, Any]:
     """A chart with a point for each run."""
-    axes = {"xaxis": {"key": x, "type": "METRIC"}, "yaxis": {"key": y, "type": "METRIC"}}
-    return _chart("SCATTER", f"{y} over {x}", **axes, runsCountToCompare=100)
+    first, second = ({"key": name, "type": "METRIC"} for name in (x, y))
+    return _chart("SCATTER", f"{y} over {x}", xaxis=first, yaxis=second, runsCountToCompare=100)
 
 
 def parallel(params: Sequence[str], metrics: Sequence[str]) -> dict[str, Any]:
@@ -97,8 +99,14 @@ def parallel(params: Sequence[str], metrics: Sequence[str]) -> dict[str, Any]:
     return _chart("PARALLEL", name, selectedParams=list(params), selectedMetrics=list(metrics), showAllRuns=True)
 
 
-def _chart(kind: str, name: str, **options: Any) -> dict[str, Any]:
-    place = {"uuid": _id(f"{kind} {name}"), "metricSectionId": _id(GLANCE)}
+def differences() -> dict[str, Any]:
+    """A table of what differs between the runs that are shown: their parameters and metrics."""
+    shown = {"compareGroups": ["Parameters", "Model metrics"], "showDifferencesOnly": True}
+    return _chart("DIFFERENCE", DIFFERENCES, DIFFERENCES, chartName=DIFFERENCES, showChangeFromBaseline=False, **shown)
+
+
+def _chart(kind: str, name: str, section: str = GLANCE, **options: Any) -> dict[str, Any]:
+    place = {"uuid": _id(f"{kind} {name}"), "metricSectionId": _id(section)}
     return {"type": kind, **place, "deleted": False, "isGenerated": False, **options}
 
 
@@ -107,13 +115,32 @@ def _id(name: str) -> str:
 
 
 def _state(
-    wanted: str, order: str, ascending: bool, columns: Sequence[str], charts: Sequence[Mapping[str, Any]]
+    wanted: str,
+    order: str,
+    ascending: bool,
+    columns: Sequence[str],
+    charts: Sequence[Mapping[str, Any]],
+    wide: bool = False,
 ) -> dict[str, Any]:
-    """A view of the page; whatever it leaves out is as MLflow has it."""
+    """A view of the page; whatever it leaves out is as MLflow has it.
+
+    Args:
+        wanted: a search for runs.
+        order: the metric that they are sorted by.
+        ascending: whether the smallest comes first.
+        columns: of the table.
+        charts: of the chart view.
+        wide: whether each chart has a row of its own.
+    """
+    used = {chart["metricSectionId"] for chart in charts}
     sections = [
-        {"uuid": _id(name), "name": name, "display": name == GLANCE, "isReordered": False, "isGenerated": False}
-        for name in (GLANCE, *FOLDED)
+        {"uuid": _id(name), "name": name, "display": _id(name) in used, "isReordered": False, "isGenerated": False}
+        for name in (GLANCE, DIFFERENCES, *FOLDED)
+        if name in FOLDED or _id(name) in used
     ]
+    for section in sections:
+        if section["name"] == DIFFERENCES or (wide and section["name"] == GLANCE):
+            section |= {"columns": 1, "cardHeight": 480}
     return {
         "searchFilter": wanted,
         "orderByKey": column("metrics", order),
@@ -124,7 +151,7 @@ def _state(
         "compareRunCharts": list(charts),
         "compareRunSections": sections,
         "isAccordionReordered": True,  # or MLflow would sort the sections by their names
-        "runsHiddenMode": "FIRST_20_RUNS",
+        "runsHiddenMode": "SHOW_ALL" if wide else "FIRST_20_RUNS",
     }
 
 
