@@ -120,6 +120,8 @@ def _best(sweep: Sweep, best: Past | None, found: Mapping[str, Any]) -> list[str
     rows.append(["transparent", _yes(transparent), _yes(found["transparent"]) if "transparent" in found else ""])
     heads = [f"trial {best.number}", "search split", "report split"]
     command = sweep.command(best.params).replace("`", "")
+    if len(command) > LONGEST // 4:  # with a value for each layer
+        command = "python -m tracker --config-dir working_point --config-name working_point"
     return [f"`{command}`", "\n".join(_markdown(heads, rows))]
 
 
