@@ -64,7 +64,7 @@ def anchors_of(client: MlflowClient, folder: Path) -> dict[str, str]:
         page = client.search_runs(ids, wanted, max_results=1000, page_token=token)
         for run in page:
             tags = run.data.tags
-            if Path(tags[OUTPUT]).parent == folder and "tracker.anchor.run_id" in tags:
+            if folder in Path(tags[OUTPUT]).parents and "tracker.anchor.run_id" in tags:
                 found[tags["tracker.anchor.run_id"]] = run.data.params.get("task.split", "report")
         token = page.token
         if not token:
