@@ -9,6 +9,8 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from tracker import signals
+
 log = logging.getLogger("tracker")
 begun: list[Path] = []  # folders of multiruns whose curves have not been drawn
 
@@ -40,6 +42,7 @@ def draw() -> None:
 
             log_curves(folder)
         except Exception as error:
+            signals.check()  # an interrupted import fails in ways of its own
             from tracker.__main__ import message_of
 
             log.warning("the curve of this multirun is not drawn: %s", message_of(error))
