@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from tracker import signals
+from tracker import multirun, signals
 from tracker.cache import keep_libraries_tidy
 from tracker.errors import TrackerError
 
@@ -175,18 +175,26 @@ def main() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     warnings.filterwarnings("ignore", category=UserWarning, module=r"hydra\._internal")
     try:
-        job()
-        status = 0
+        status = ran()
     except (KeyboardInterrupt, signals.Terminated) as error:
         status, word = signals.STATUS[KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else signals.Terminated]
         print(f"error: {word}{ENDED[bool(signals.begun)]}", file=sys.stderr)
-    except Exception as error:
-        status = report(error)
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
     if "tracker.tracking.store" in sys.modules:
         sys.modules["tracker.tracking.store"].abandon()
     return status
+
+
+def ran() -> int:
+    """Hydra's part; the exit status."""
+    try:
+        job()
+    except Exception as error:
+        status = report(error)
+        multirun.draw()  # of the jobs that did not fail
+        return status
+    return 0
 
 
 def leave(status: int) -> NoReturn:

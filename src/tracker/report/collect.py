@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +83,9 @@ class Application:
     points: Mapping[str, Sequence[Point]]
 
 
-def applications(client: MlflowClient, uri: str, names: Sequence[str], split: str) -> list[Application]:
+def applications(
+    client: MlflowClient, uri: str, names: Sequence[str], split: str, anchor: str | None = None
+) -> list[Application]:
     """Everything that was measured on a split.
 
     Args:
@@ -91,12 +93,13 @@ def applications(client: MlflowClient, uri: str, names: Sequence[str], split: st
         uri: of the store.
         names: of experiments; none for all.
         split: of the task.
+        anchor: id of an anchor's run, whose alone are wanted.
 
     Raises:
         TrackerError: there is no such experiment, or nothing in it.
     """
     groups: dict[tuple[str, ...], list[Record]] = defaultdict(list)
-    for record in records(client, uri, experiments(client, names), split):
+    for record in records(client, uri, experiments(client, names), split, anchor):
         identity = [record.tags[name] for name in ("tracker.anchor.sha256", "tracker.task.sha256")]
         decided = [record.params.get(name, "") for name in ("task.tolerance", "transparency.confidence")]
         groups[(*identity, *decided)].append(record)
@@ -144,7 +147,10 @@ def _application(client: MlflowClient, group: list[Record], split: str, known: d
         data_sha256=inputs[0].digest if inputs else "",
         metric=metric[0] if metric else "performance",
         performance=performance,
-        higher_is_better=_higher_is_better(group),
+        higher_is_better=higher_is_better(
+            (one.metrics["performance/anchor"], one.metrics["performance/decoded"], one.metrics["performance/drop"])
+            for one in group
+        ),
         tolerance=_number(first.params.get("task.tolerance")) or 0.0,
         confidence=_number(first.params.get("transparency.confidence")),
         points=dict(sorted(points.items())),
@@ -177,15 +183,15 @@ def _point(record: Record) -> Point:
     )
 
 
-def _higher_is_better(group: list[Record]) -> bool:
+def higher_is_better(measured: Iterable[tuple[float, float, float]]) -> bool:
     """The metric's direction, which the signs of the drops tell: a drop is positive where the decoded model is worse.
 
     Where no run differs from its anchor there is nothing to tell, nor anything that would depend on it.
+
+    Args:
+        measured: the anchor's performance, the decoded model's, and the drop, of each run.
     """
-    signs = [
-        (one.metrics["performance/anchor"] - one.metrics["performance/decoded"]) * one.metrics["performance/drop"]
-        for one in group
-    ]
+    signs = [(anchor - decoded) * drop for anchor, decoded, drop in measured]
     return sum((sign > 0) - (sign < 0) for sign in signs) >= 0
 
 

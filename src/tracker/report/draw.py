@@ -20,6 +20,11 @@ SHOWN = 10  # tolerances beyond the anchor, at most: a point far below would squ
 VECTORS = 300  # points that are drawn as shapes; more of them as pixels, so that the file stays small
 MOST_PIXELS = 60_000  # of a picture's height; matplotlib takes fewer than 2**16
 MARKERS = "osD^vP*X"
+# Matplotlib's tab10, which Plotly's own colours are as well.
+COLOURS = (
+    *("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd"),
+    *("#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf"),
+)
 
 
 def draw(axes: Axes, label: str, application: Application, report: Report) -> None:
@@ -31,15 +36,12 @@ def draw(axes: Axes, label: str, application: Application, report: Report) -> No
         application: with its working points.
         report: gives the addresses that points lead to, in an SVG.
     """
-    import matplotlib
-
-    colours = matplotlib.colormaps["tab10"].colors  # type: ignore[attr-defined]
     anchor, band = application.performance, application.tolerance * (-1 if application.higher_is_better else 1)
     axes.axhspan(anchor, anchor + band, color="#2a7f3f", alpha=0.15, linewidth=0, label=_band(application))
     axes.axhline(anchor, color="black", linestyle="--", linewidth=1, label=f"anchor {anchor:.4f}")
     drops = []
     for index, (codec, points) in enumerate(application.points.items()):
-        colour, marker = colours[index % len(colours)], MARKERS[index % len(MARKERS)]
+        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
         best = front(points)
         ids = {point.run_id for point in best}
         rest = [point for point in points if point.run_id not in ids and math.isfinite(point.decoded)]
@@ -50,7 +52,8 @@ def draw(axes: Axes, label: str, application: Application, report: Report) -> No
         shown = axes.scatter(*line, color=[colour], marker=marker, s=22, label=codec, zorder=3)
         shown.set_urls([report.address(point.experiment, point.run_id) or None for point in best])
         drops += [point.drop for point in points if math.isfinite(point.drop)]
-    _frame(axes, application, drops)
+    axes.set_ylim(*frame(application, drops))
+    axes.ticklabel_format(axis="y", useOffset=False)
     axes.set(xlabel="rate in percent of the anchor", ylabel=_plain(application.metric))
     setting = f"{label} · {application.data}"
     axes.set_title(
@@ -124,14 +127,18 @@ def _hidden(application: Application, drops: Sequence[float]) -> str:
     return f" ({beyond} of {len(drops)} runs beyond the frame)" if beyond else ""
 
 
-def _frame(axes: Axes, application: Application, drops: Sequence[float]) -> None:
-    """Show the anchor's line, the band and all points within ten tolerances; worse is always below."""
+def frame(application: Application, drops: Sequence[float]) -> tuple[float, float]:
+    """The performances at the bottom and at the top: the anchor's, the band, and all points within ten tolerances.
+
+    Worse is always below.
+    """
     shown = [0.0, application.tolerance, *(drop for drop in drops if drop <= _limit(application))]
     room = 0.08 * (max(shown) - min(shown)) or 1e-3
     sign = 1 if application.higher_is_better else -1
-    ends = [application.performance - sign * drop for drop in (max(shown) + room, min(shown) - room)]
-    axes.set_ylim(*ends)
-    axes.ticklabel_format(axis="y", useOffset=False)
+    return (
+        application.performance - sign * (max(shown) + room),
+        application.performance - sign * (min(shown) - room),
+    )
 
 
 def _plain(text: str) -> str:

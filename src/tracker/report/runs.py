@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tracker")
 PAGE = 1000  # runs that are asked for at a time; a server answers with all that is known of each
+ANCHOR = "tracker.anchor.run_id"
 TAGS = (
     "tracker.anchor.sha256",
-    "tracker.anchor.run_id",
+    ANCHOR,
     "tracker.task.sha256",
     "tracker.codec",
     "tracker.bitstream.sha256",
@@ -66,22 +67,31 @@ def experiments(client: MlflowClient, names: Sequence[str]) -> list[str]:
     return [found[name] for name in names or found]
 
 
-def records(client: MlflowClient, uri: str, experiment_ids: list[str], split: str) -> list[Record]:
+def records(
+    client: MlflowClient, uri: str, experiment_ids: list[str], split: str, anchor: str | None = None
+) -> list[Record]:
     """The finished runs of kind ``compression``, on a split, that have all that a report needs.
 
     A database is asked for just these columns: `MlflowClient.search_runs` makes objects of all parameters, metrics and
     tags of each run, which takes half a minute and more than a gigabyte for 10,000 of them.
+
+    Args:
+        client: of the store.
+        uri: of the store.
+        experiment_ids: to look in.
+        split: of the task.
+        anchor: id of an anchor's run, whose alone are wanted.
     """
     found: Iterable[Record] | None = None
     if uri.startswith((SQLITE, *DATABASES)):
         from sqlalchemy.exc import SQLAlchemyError
 
         try:
-            found = list(from_database(client, experiment_ids, split))
+            found = list(from_database(client, experiment_ids, split, anchor))
         except (ImportError, AttributeError, SQLAlchemyError) as error:  # another MLflow, with other tables
             log.debug("the store's tables cannot be read (%s): its runs are asked for", error)
     if found is None:
-        found = from_client(client, experiment_ids, split)
+        found = from_client(client, experiment_ids, split, anchor)
     needed = {"tracker.anchor.sha256", "tracker.task.sha256", "tracker.codec"}
     return [
         one
@@ -92,11 +102,15 @@ def records(client: MlflowClient, uri: str, experiment_ids: list[str], split: st
     ]
 
 
-def from_client(client: MlflowClient, experiment_ids: list[str], split: str) -> Iterator[Record]:
+def from_client(
+    client: MlflowClient, experiment_ids: list[str], split: str, anchor: str | None = None
+) -> Iterator[Record]:
     """The runs, by MLflow's own search, from any store."""
     wanted = (
         f"tags.`tracker.kind` = 'compression' AND params.`task.split` = '{split}' AND attributes.status = 'FINISHED'"
     )
+    if anchor is not None:
+        wanted += f" AND tags.`{ANCHOR}` = '{anchor}'"
     token = None
     while experiment_ids:
         page = client.search_runs(experiment_ids, wanted, max_results=PAGE, page_token=token)
@@ -115,7 +129,9 @@ def from_client(client: MlflowClient, experiment_ids: list[str], split: str) -> 
             return
 
 
-def from_database(client: MlflowClient, experiment_ids: list[str], split: str) -> Iterator[Record]:
+def from_database(
+    client: MlflowClient, experiment_ids: list[str], split: str, anchor: str | None = None
+) -> Iterator[Record]:
     """The same runs, by four queries to the tables of MLflow's SQL store."""
     from mlflow.store.tracking.dbmodels.models import SqlLatestMetric, SqlParam, SqlRun, SqlTag
     from sqlalchemy import select
@@ -130,6 +146,8 @@ def from_database(client: MlflowClient, experiment_ids: list[str], split: str) -
         .where(SqlRun.run_uuid.in_(having(SqlTag, "tracker.kind", "compression")))
         .where(SqlRun.run_uuid.in_(having(SqlParam, "task.split", split)))
     )
+    if anchor is not None:
+        wanted = wanted.where(SqlRun.run_uuid.in_(having(SqlTag, ANCHOR, anchor)))
     sources: list[tuple[Any, Sequence[str], str]] = [
         (SqlTag, TAGS, "tags"),
         (SqlParam, PARAMS, "params"),

@@ -27,7 +27,7 @@ from tracker.scenarios.job import Job, Stopwatch
 from tracker.structure import Edit, rebuild
 from tracker.tasks.base import Evaluation
 from tracker.tasks.pictures import Comparison
-from tracker.tracking import anchors, store
+from tracker.tracking import anchors, store, summary
 from tracker.tracking.anchors import LoggedAnchor
 from tracker.tracking.run import Run, flattened
 
@@ -132,6 +132,7 @@ class Bench:
                     "tracker.metrics": json.dumps(list(evaluation.metrics)),
                     "tracker.anchor.model": type(self.model).__name__,
                     "tracker.anchor.layers": layers[:2000],
+                    summary.NOTE: summary.anchor_note(self.job, self.anchor_bytes, evaluation.metrics),
                 }
             )
         return LoggedAnchor(run.id, evaluation, found=False)

@@ -88,7 +88,7 @@ def compress(bench: Bench, codec: Codec, anchor: LoggedAnchor, tags: Mapping[str
             described = signature(bench.inputs(LOOKED_AT), Predictor(job.anchor, model, bench.device).predict)
             own = {"tracker.codec": codec.name, "tracker.anchor": job.anchor.name, **tags}
             log_model(run, job.anchor, stored, scratch, found | on_device, own, described)
-            run.set_tags(tags)
+            run.set_tags({**tags, summary.NOTE: summary.note(result, run, anchor)})
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     summary.show_compression(result, run, bench.uri, on_device)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from omegaconf import OmegaConf
 
+from tracker.sweep.describe import describe, differing
 from tracker.sweep.history import OUTCOME, RUN_ID, Past, read_outcome
 from tracker.sweep.settings import DROP, RATE, SIZE
 from tracker.sweep.worker import shown, tags_of
@@ -52,6 +53,7 @@ def finish(sweep: Sweep, run: SweepRun, reason: str, folder: Path) -> dict[str, 
             found = measured(sweep, run, best, folder, known or {}) if best is not None else {}
             run.log_metrics({"sweep/trials": ended, "sweep/failed": float(len(history.failed)), **figures(best, found)})
             plots.log_plots(sweep, run, folder)
+            describe(sweep, run, best, found)
             if reason:
                 run.set_tags({"tracker.ended": reason})
             done = {"trials": ended, "run_id": run.id, "found": found}
@@ -83,7 +85,10 @@ def measured(sweep: Sweep, run: SweepRun, best: Past, folder: Path, found: Mappi
         bitstream = Path(run.client.download_artifacts(found["run_id"], "bitstream", str(folder)))
         run.log_folder(bitstream, "bitstream")
         run.set_tags({"tracker.bitstream.sha256": found["sha256"], "tracker.best.run_id": found["run_id"]})
-    run.set_tags({"tracker.best.trial": str(best.number)})
+    if "transparent" in found:
+        run.set_tags({"tracker.transparent": str(found["transparent"]).lower()})
+    codec = ">".join(config.get("codec") or {})
+    run.set_tags({"tracker.best.trial": str(best.number), **({"tracker.codec": codec} if codec else {})})
     return {key: value for key, value in found.items() if isinstance(value, str | int | float | bool)}
 
 
@@ -159,10 +164,15 @@ def front(sweep: Sweep) -> set[int]:
 
 
 def rows(sweep: Sweep) -> list[dict[str, Any]]:
-    """The study as a table, a row for each trial, those that were interrupted included."""
+    """The study as a table, a row for each trial, those that were interrupted included.
+
+    Of the parameters it has those in which trials differ; the run's description tells the others.
+    """
     table = []
+    trials = sweep.shared.study.get_trials(deepcopy=False)
+    varied = differing(sweep, trials)
     ahead = front(sweep) if len(sweep.settings.objectives) > 1 else None
-    for trial in sweep.shared.study.get_trials(deepcopy=False):
+    for trial in trials:
         outcome = trial.user_attrs.get(OUTCOME, {})
         metrics = outcome.get("metrics", {})
         past = sweep.history.past.get(trial.number)
@@ -172,7 +182,7 @@ def rows(sweep: Sweep) -> list[dict[str, Any]]:
                 "trial": trial.number,
                 "state": trial.state.name,
                 # MLflow's view of tables takes a dot for a level of nesting.
-                **{column(key): trial.params.get(key) for key in sweep.space},
+                **{column(key): trial.params.get(key) for key in varied},
                 **{name: metrics.get(name) for name in (*sweep.settings.directions, DROP)},
                 "feasible": None if past is None else past.feasible,
                 **({} if ahead is None else {"on the front": trial.number in ahead}),

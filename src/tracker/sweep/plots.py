@@ -7,6 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tracker.report.draw import write_picture
+from tracker.report.interactive import figure as interactive_curve
+from tracker.report.interactive import write_page
+from tracker.sweep import curve
 from tracker.sweep.settings import DROP, RATE, SIZE
 
 if TYPE_CHECKING:
@@ -15,12 +19,11 @@ if TYPE_CHECKING:
     from tracker.sweep.sweep import Sweep
 
 MOST_IN_PAIRS = 4
-HEIGHT = 480  # of an interactive plot, in pixels
 GOOD, BAD, UNKNOWN = "#2a7f3f", "#c0392b", "#9a9a9a"
 
 
 def log_plots(sweep: Sweep, run: SweepRun, folder: Path) -> None:
-    """Log history, parameter importances, contour, the rate over the drop with its front, and the rate over qp.
+    """Log the curve of each codec, and what the search saw: history, importances, contour, front, the rate over qp.
 
     Args:
         sweep: its trials are done.
@@ -30,6 +33,9 @@ def log_plots(sweep: Sweep, run: SweepRun, folder: Path) -> None:
     plots = folder / "plots"
     plots.mkdir(exist_ok=True)
     figures = []
+    if (report := curve.report(sweep)) is not None:
+        figures += [("curve", interactive_curve(label, one, "run of the trial")) for label, one in report.applications]
+        write_picture(report, plots / "curve.png", "png")
     for name, interactive, drawn in _optuna_plots(sweep):
         figures.append((name, interactive))
         drawn(plots / f"{name}.png")
@@ -37,7 +43,7 @@ def log_plots(sweep: Sweep, run: SweepRun, folder: Path) -> None:
         figures.append((name, points.interactive()))
         points.draw(plots / f"{name}.png")
     if figures:
-        _write_page(plots / "sweep.html", sweep.shared.name, figures)
+        write_page(plots / "sweep.html", sweep.shared.name, [interactive for _, interactive in figures])
         run.log_folder(plots, "plots")
 
 
@@ -248,17 +254,3 @@ def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 def _values(past: Past) -> str:
     shown = {**past.params, SIZE: past.outcome.metrics.get(SIZE)}
     return "<br>".join(f"{key}: {value}" for key, value in shown.items())
-
-
-def _write_page(path: Path, title: str, figures: list[tuple[str, Any]]) -> None:
-    """One page with all plots, and Plotly's script in it once, so that it opens without a network."""
-    parts = [
-        figure.to_html(
-            full_html=False, include_plotlyjs=index == 0, default_height=f"{figure.layout.height or HEIGHT}px"
-        )
-        for index, (_, figure) in enumerate(figures)
-    ]
-    path.write_text(
-        f"<!doctype html><html><head><meta charset='utf-8'><title>{title}</title></head>"
-        f"<body style='font-family: sans-serif'><h3>{title}</h3>{''.join(parts)}</body></html>"
-    )

@@ -266,9 +266,9 @@ class MetricsOnly:
 
 
 def discard(client: MlflowClient, run: MlflowRun) -> None:
-    """Take back what makes a failed run look finished: artifacts but the configuration, its model, two tags."""
+    """Take back what makes a failed run look finished: artifacts but the configuration, its model, three tags."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-    from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
+    from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_RUN_NOTE
 
     tables = [entry["path"] for entry in json.loads(run.data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))]
     for name in dict.fromkeys((*RESULTS, *tables)):
@@ -278,7 +278,7 @@ def discard(client: MlflowClient, run: MlflowRun) -> None:
             log.debug("artifacts %s of the failed run remain: %s", name, error)
     for output in run.outputs.model_outputs if run.outputs else []:
         client.finalize_logged_model(output.model_id, "FAILED")
-    for tag in ("tracker.bitstream.sha256", "tracker.transparent"):
+    for tag in ("tracker.bitstream.sha256", "tracker.transparent", MLFLOW_RUN_NOTE):
         if tag in run.data.tags:
             client.delete_tag(run.info.run_id, tag)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from tracker import signals
 from tracker.errors import TrackerError
 from tracker.tracking import sqlite
+from tracker.ui import views
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -183,7 +184,7 @@ def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
         try:
             # The UI then opens the experiment with its runs and charts, not with the traces of a language model.
             kind = {"mlflow.experimentKind": "custom_model_development"}
-            return client.create_experiment(name, artifact_location=location, tags=kind)
+            return client.create_experiment(name, artifact_location=location, tags=kind | views.tags())
         except MlflowException:
             found = client.get_experiment_by_name(name)  # another process was faster
             if found is None:

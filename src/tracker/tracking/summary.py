@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tracker.tracking.run import Run
 
 log = logging.getLogger("tracker")
+NOTE = "mlflow.note.content"  # MLflow's tag for a description
 
 
 def run_name(job: Job) -> str:
@@ -98,6 +99,37 @@ def show_compression(result: Result, run: Run, uri: str, simulated: Mapping[str,
     log.info("run %s · %s", run.id, ui_command(uri))
 
 
+def link(word: str, experiment: str, run_id: str, artifact: str = "") -> str:
+    """A link within MLflow's pages to a run, in Markdown.
+
+    Args:
+        word: to click on.
+        experiment: the id of the run's.
+        run_id: of the run.
+        artifact: to show of it.
+    """
+    return f"[{word}](#/experiments/{experiment}/runs/{run_id}{f'/artifacts/{artifact}' if artifact else ''})"
+
+
+def note(result: Result, run: Run, anchor: LoggedAnchor) -> str:
+    """A compression run's description on its page in MLflow."""
+    job, primary = result.job, result.job.task.primary
+    verdict = "transparent" if result.decision.transparent else "**not transparent**"
+    return (
+        f"**{result.codec.name}** on {job.data.name}/{job.task.split}: {result.size:,} bytes, "
+        f"{100 * result.size / result.anchor_bytes:.2f} % of the anchor; {primary} "
+        f"{result.decoded.metrics[primary]:.4f}, anchor {result.anchor.metrics[primary]:.4f}, drop "
+        f"{result.decision.drop:.4g}: {verdict} (tolerance {job.task.tolerance:g}). "
+        f"{link('anchor', run.experiment, anchor.run_id)} · {link('plots', run.experiment, run.id, 'plots')}"
+    )
+
+
+def anchor_note(job: Job, size: int, metrics: Mapping[str, float]) -> str:
+    """An anchor's description on its page in MLflow."""
+    measured = f"{metrics_text(metrics)} on {job.data.name}/{job.task.split}"
+    return f"**{job.anchor.name}**, uncompressed: {size:,} bytes; {measured}."
+
+
 def simulation(result: Result) -> str:
     """What was simulated on top of the decoded model, such as ``activations of 8 bits``."""
     *_, last = result.codec.transforms.values()  # a simulation is the last transform's
@@ -105,7 +137,7 @@ def simulation(result: Result) -> str:
     return f"activations of {bits} bits" if bits else "its device simulated"
 
 
-def metrics_text(metrics: dict[str, float]) -> str:
+def metrics_text(metrics: Mapping[str, float]) -> str:
     """Such as ``top1 0.9825, top5 1.0000``."""
     return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
 
