@@ -18,7 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 from tracker.__main__ import config_folder
 from tracker.errors import TrackerError
 from tracker.sweep.conditions import excess, read_bound, read_comparison
-from tracker.sweep.distributions import values_of
+from tracker.sweep.distributions import shown, values_of
 from tracker.sweep.finish import anywhere
 from tracker.sweep.history import History
 from tracker.sweep.planner import next_index
@@ -53,8 +53,12 @@ def test_sweep_syntax_gives_these_values_both_ends_included(word: str, values: l
     space, fixed = read_space({}, [word], loader)
     (parameter,) = space.values()
     assert fixed == []
-    assert values_of(parameter.distribution, 5) == pytest.approx(values) if isinstance(values[0], float) else values
+    found = values_of(parameter.distribution, 5)
+    assert found == (pytest.approx(values) if isinstance(values[0], float) else values)
+    assert [type(one) for one in found] == [type(one) for one in values]
     assert parameter.group == word.startswith("+codec")
+    again, _ = read_space({}, [f"{word.partition('=')[0]}={shown(parameter.distribution)}"], loader)
+    assert [one.distribution for one in again.values()] == [parameter.distribution]
 
 
 @pytest.mark.parametrize(

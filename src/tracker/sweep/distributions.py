@@ -93,6 +93,24 @@ def bounded(distribution: BaseDistribution, most: int | None) -> BaseDistributio
     return FloatDistribution(low, high, log=distribution.log, step=distribution.step)
 
 
+def shown(distribution: BaseDistribution) -> str:
+    """A distribution in Hydra's sweep syntax, as one could type it."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if isinstance(distribution, CategoricalDistribution):
+        words = {True: "true", False: "false", None: "null"}
+        texts = [words[one] if one is None or isinstance(one, bool) else str(one) for one in distribution.choices]
+        return f"choice({','.join(texts)})"
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    ends, step = f"{distribution.low},{distribution.high}", distribution.step
+    if distribution.log:
+        inner = f"interval({ends})"
+        return f"tag(log,{f'int({inner})' if isinstance(distribution, IntDistribution) else inner})"
+    if step is None:
+        return f"interval({ends})"
+    return f"range({ends})" if step == 1 and isinstance(distribution, IntDistribution) else f"range({ends},{step})"
+
+
 def steps(low: float, high: float, step: float) -> int:
     """How many whole steps there are between two ends, whatever the rounding of a division such as 0.3 / 0.1."""
     return math.floor((high - low) / step + 1e-9)

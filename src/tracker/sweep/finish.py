@@ -222,7 +222,8 @@ def show(sweep: Sweep, run: SweepRun, best: Past | None, found: Mapping[str, Any
     history = sweep.history
     ended = history.ended
     failed = f", {len(history.failed)} failed" if history.failed else ""
-    log.info("study %s: %d trials%s%s", sweep.shared.name, ended, failed, f" ({reason})" if reason else "")
+    trials = "1 trial" if ended == 1 else f"{ended} trials"
+    log.info("study %s: %s%s%s", sweep.shared.name, trials, failed, f" ({reason})" if reason else "")
     if best is None:
         log.warning("no trial kept the constraints%s", broken(sweep))
     else:

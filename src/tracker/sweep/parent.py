@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from tracker.sweep.distributions import shown
 from tracker.tracking.run import Run, flattened
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class SweepRun(Run):
         own = {key.replace(".*", ".each"): value for key, value in own.items()}
         params = {**flattened(sweep.config(sweep.base)), **own}
         for key, parameter in sweep.space.items():
-            params[key] = str(parameter.distribution)
+            params[key] = shown(parameter.distribution)
         name = f"sweep {self.shared.name}"[:250]
         super().__init__(trials.client, trials.uri, trials.experiment, name, "sweep", tags, params)
 
