@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-log = logging.getLogger("tracker")
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Send, and delete what the server has.
@@ -36,14 +34,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", nargs="?", default=str(FOLDER), help=f"one run's, or that of all; default: {FOLDER}")
     chosen = parser.parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    log.setLevel(logging.INFO)
+    logging.getLogger("tracker").setLevel(logging.INFO)
     from tracker.__main__ import message_of, report
 
     failed = 0
     try:
         found = folders(Path(chosen.folder))
         if not found:
-            log.info("there is nothing to send in %s", chosen.folder)
+            print(f"there is nothing to send in {chosen.folder}")
             return 0
         from tracker.tracking import store
         from tracker.tracking.outage import guarded
@@ -53,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
         for each in found:
             try:
                 with guarded(uri, "start the same command again once it answers"):
-                    log.info("run %s: %s", each.about()["run"], sent(client, uri, each))
+                    print(f"run {each.folder.name}: {sent(client, each)}", flush=True)
             except TrackerError as error:
                 failed = 1
                 print(f"error: run {each.folder.name}: {message_of(error)}", file=sys.stderr)
@@ -81,7 +79,7 @@ def folders(folder: Path) -> list[Unsent]:
     return [Unsent(path) for path in found]
 
 
-def sent(client: MlflowClient, uri: str, unsent: Unsent) -> str:
+def sent(client: MlflowClient, unsent: Unsent) -> str:
     """Send one run; what became of it.
 
     Raises:

@@ -95,7 +95,7 @@ class _Notice(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the record is shown as it is."""
         arguments = record.args if isinstance(record.args, tuple) else ()
-        if not str(record.msg).startswith("Retrying (") or not hasattr(arguments[0], "history"):
+        if not str(record.msg).startswith("Retrying (") or not hasattr(next(iter(arguments), None), "history"):
             return True
         retries = arguments[0]
         if len(retries.history) == 2:  # the first comes at once: a connection that was idle may have been closed
