@@ -7,8 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+import urllib.error
+import urllib.request
+from base64 import b64encode
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,7 +21,9 @@ from mlflow import MlflowClient
 from test_interruption import until
 
 pytestmark = [pytest.mark.skipif(os.name != "posix", reason="process groups"), pytest.mark.slow]
-PASSWORD = "pa55-of-the-server"
+PASSWORD, TOKEN = "pa55-of-the-server", "t0ken-of-the-server"
+ACCEPTED = (f"Basic {b64encode(f'somebody:{PASSWORD}'.encode()).decode()}", f"Bearer {TOKEN}")
+PATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "6", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1"}
 CODER = """
 import shutil, sys, time
 from pathlib import Path
@@ -160,22 +167,7 @@ def same(one: object, other: object) -> None:
     assert len(one.outputs.model_outputs) == len(other.outputs.model_outputs) == 1
 
 
-def test_short_outage_is_waited_for(tmp_path: Path, server: Server) -> None:
-    command = Command(tmp_path, server)
-    command.until_encoding()
-    server.stop()
-    command.go_on()
-    time.sleep(1)  # the run now asks in vain
-    server.start()
-    status, out, err = command.ended()
-    assert (status, err) == (0, "")
-    assert out.count("the tracking server does not answer; trying again for up to 244 s") == 1
-    (run,) = command.runs("compression")
-    assert run.info.status == "FINISHED" and len(run.outputs.model_outputs) == 1
-    assert not (tmp_path / "mlruns").exists()
-
-
-def test_long_outage_keeps_the_result(tmp_path: Path, server: Server) -> None:
+def test_long_outage_keeps_the_result_and_a_short_one_is_waited_for(tmp_path: Path, server: Server) -> None:
     command = Command(tmp_path, server, MLFLOW_HTTP_REQUEST_MAX_RETRIES="1")
     command.until_encoding()
     server.stop()
@@ -203,8 +195,17 @@ def test_long_outage_keeps_the_result(tmp_path: Path, server: Server) -> None:
     assert command.send() == (0, "there is nothing to send in mlruns/unsent\n", "")
     assert not list((tmp_path / "mlruns" / "unsent").iterdir())
 
-    other = command.start("tracker", *command.words)  # the same, with the server there
-    assert command.ended(other)[0] == 0
+    # The same again, and this time the server comes back in time.
+    (tmp_path / "sign.go").unlink()
+    command.sign.unlink()
+    other = command.start("tracker", *command.words, **PATIENT)
+    until(command.sign.exists, other)
+    server.stop()
+    server.start()
+    command.go_on()
+    status, out, err = command.ended(other)
+    assert (status, err) == (0, "")
+    assert out.count("the tracking server does not answer; trying again for up to 62 s") == 1
     first, second = sorted(command.runs("compression"), key=lambda run: run.info.start_time)
     assert [first.info.status, second.info.status] == ["FINISHED", "FINISHED"]
     same(first, second)
@@ -232,35 +233,112 @@ def assert_whole(command: Command, trials: int) -> None:
     assert {"trials.json", "bitstream/manifest.json"} <= set(command.files(sweep))
 
 
-SWEEP = ("-m", "+codec=nnc", "+sweep=nnc", "hydra.sweeper.n_trials=20", "hydra.sweeper.study_name=remote")
+TRIALS = 16
+SWEEP = ("-m", "+codec=nnc", "+sweep=nnc", f"hydra.sweeper.n_trials={TRIALS}", "hydra.sweeper.study_name=remote")
 
 
-def test_sweep_over_a_restart(tmp_path: Path, server: Server) -> None:
-    command = Command(tmp_path, server, *SWEEP, waits=False)
-    experiment = lambda: store_of(server).get_experiment_by_name(command.experiment)  # noqa: E731
-    until(lambda: experiment() is not None and len(finished(command.runs("trial"))) >= 2, command.process)
-    server.stop()
-    server.start()
-    status, out, err = command.ended()
-    assert (status, err) == (0, "")
-    assert "the tracking server does not answer" in out
-    assert_whole(command, 20)
-
-
-def test_sweep_that_loses_its_server_goes_on(tmp_path: Path, server: Server) -> None:
+def test_sweep_over_outages(tmp_path: Path, server: Server) -> None:
     command = Command(tmp_path, server, *SWEEP, waits=False, MLFLOW_HTTP_REQUEST_MAX_RETRIES="1")
-    experiment = lambda: store_of(server).get_experiment_by_name(command.experiment)  # noqa: E731
-    until(lambda: experiment() is not None and len(finished(command.runs("trial"))) >= 2, command.process)
+
+    def until_finished(trials: int, process: subprocess.Popen[str]) -> None:
+        known = store_of(server).get_experiment_by_name
+        until(lambda: bool(known(command.experiment)) and len(finished(command.runs("trial"))) >= trials, process)
+
+    until_finished(2, command.process)
     server.stop()
     before = finished(command.runs("trial"))
     status, out, err = command.ended()
     assert status == 1 and err.startswith("error: the tracking server was lost (") and err.count("\n") == 1, err
     assert "start the same command again" in err and "Traceback" not in out
+
     server.start()
     server.await_start()
-    again = command.start("tracker", *command.words)
+    again = command.start("tracker", *command.words, **PATIENT)
+    until_finished(len(before) + 2, again)
+    server.stop()
+    server.start()  # in time
     status, out, err = command.ended(again)
     assert (status, err) == (0, "")
+    assert "the tracking server does not answer" in out
     assert set(before) <= set(finished(command.runs("trial")))
-    assert_whole(command, 20)
+    assert_whole(command, TRIALS)
     assert not (tmp_path / "mlruns" / "unsent").exists()
+
+
+class Gate(BaseHTTPRequestHandler):
+    """In front of a server, as a reverse proxy is: demands a password or a token, and may drop everything."""
+
+    behind, closed = "", False
+
+    def serve(self) -> None:
+        """Answer, or close the connection without a word."""
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if type(self).closed:
+            self.close_connection = True
+            return
+        if self.headers.get("Authorization") not in ACCEPTED:
+            self.answer(401, b"who are you?")
+            return
+        headers = {name: value for name, value in self.headers.items() if name in ("Content-Type", "Accept")}
+        request = urllib.request.Request(self.behind + self.path, body or None, headers, method=self.command)
+        try:
+            with urllib.request.urlopen(request) as response:
+                self.answer(response.status, response.read())
+        except urllib.error.HTTPError as error:
+            self.answer(error.code, error.read())
+
+    def answer(self, status: int, content: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *words: object) -> None:
+        """Nothing."""
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = serve
+
+
+@pytest.fixture
+def gate(server: Server) -> Iterator[ThreadingHTTPServer]:
+    Gate.behind, Gate.closed = server.uri, False
+    with ThreadingHTTPServer(("127.0.0.1", 0), Gate) as gate:
+        threading.Thread(target=gate.serve_forever, daemon=True).start()
+        yield gate
+        gate.shutdown()
+
+
+def assert_nowhere(folder: Path) -> None:
+    """No file below a folder holds a secret, as it is or as it is sent."""
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        for secret in (PASSWORD, TOKEN, ACCEPTED[0].split()[1]):
+            assert secret.encode() not in content, path
+
+
+def test_password_and_token(tmp_path: Path, server: Server, gate: ThreadingHTTPServer) -> None:
+    address = f"http://127.0.0.1:{gate.server_port}"
+    wrong = {"MLFLOW_TRACKING_USERNAME": "somebody", "MLFLOW_TRACKING_PASSWORD": "another-word"}
+    known = {**wrong, "MLFLOW_TRACKING_PASSWORD": PASSWORD}
+    once = {"MLFLOW_TRACKING_URI": address, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+    command = Command(tmp_path, server, **once, **known)
+    refused = command.ended(command.start("tracker", *command.words, **wrong))
+    assert refused[0] == 1 and refused[2].startswith("error: ") and refused[2].count("\n") == 1
+    assert "MLFLOW_TRACKING_PASSWORD" in refused[2] and "another-word" not in refused[2]
+    command.until_encoding()
+    lines = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert PASSWORD not in lines
+    Gate.closed = True
+    command.go_on()
+    status, out, err = command.ended()
+    assert status == 1 and "python -m tracker.send sends it" in err
+    assert PASSWORD not in out + err and "another-word" not in refused[1]
+    assert_nowhere(tmp_path)  # what is kept is there
+    Gate.closed = False
+    token = {"MLFLOW_TRACKING_TOKEN": TOKEN, "MLFLOW_TRACKING_USERNAME": "", "MLFLOW_TRACKING_PASSWORD": ""}
+    status, out, err = command.ended(command.start("tracker.send", **token))
+    assert (status, err) == (0, "") and "sent, FINISHED" in out and TOKEN not in out
+    (run,) = command.runs("compression")
+    assert run.info.status == "FINISHED"
+    assert_nowhere(server.folder)  # the database and all artifacts
+    assert_nowhere(tmp_path)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 DEFAULT_URI = "sqlite:///mlruns/mlflow.db"
 SQLITE = "sqlite:///"
 SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+REFUSED = ("UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED")  # MLflow's words for 401 and 403
 DATABASES = ("postgresql", "mysql", "mssql")  # servers that MLflow reaches through SQLAlchemy
 
 
@@ -140,10 +141,13 @@ def connect(uri: str) -> MlflowClient:
         reason = reason.replace(
             "disk I/O error", "disk I/O error, as when the disk is full"
         )  # SQLite's log has no room
-        raise TrackerError(
-            f"the MLflow store {without_secrets(uri)} cannot be opened: {without_password(reason, uri)[:200]}; "
-            "set MLFLOW_TRACKING_URI to a server's address, or leave it out for a file below mlruns/"
-        ) from error
+        advice = "set MLFLOW_TRACKING_URI to a server's address, or leave it out for a file below mlruns/"
+        if getattr(error, "error_code", "") in REFUSED:
+            advice = (
+                "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, as it asks for"
+            )
+        reason = without_password(reason, uri)[:200]
+        raise TrackerError(f"the MLflow store {without_secrets(uri)} cannot be opened: {reason}; {advice}") from error
 
 
 def _check_database(uri: str) -> None:
