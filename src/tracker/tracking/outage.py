@@ -41,7 +41,8 @@ def guarded(uri: str, advice: str = "start the same command again once it answer
     except ServerLost:
         raise
     except Exception as error:  # every store has its own exceptions
-        reason = why(error) if is_server(uri) else ""
+        # MLflow's downloads do not tell why they failed; then the server is asked.
+        reason = (why(error) or ("" if answers(uri) else "no answer")) if is_server(uri) else ""
         if not reason:
             raise
         raise ServerLost(f"the tracking server was lost ({reason}); {advice}") from error
