@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tracker")
 RESULT = "tracker:result"
-REPORT = "tracker:report"
-PLAIN = str | int | float | bool
 POINT = "working_point"
 
 
@@ -83,14 +81,7 @@ def measured(sweep: Sweep, run: SweepRun, best: Past, folder: Path, found: Mappi
     run.log_folder(point, POINT)
     tags = {"mlflow.parentRunId": run.id, "tracker.study": sweep.shared.name, "tracker.trial": str(best.number)}
     if not found and sweep.settings.report:
-        earlier = sweep.shared.study.user_attrs.get(REPORT, {})
-        if earlier.get("trial") == best.number and earlier.get("trials") == sweep.history.ended:
-            found = earlier["found"]  # by a command that was killed, or lost its server, on the way to the end
-        else:
-            found = sweep.trials.report(config, overrides, tags)
-            plain = {key: value for key, value in found.items() if isinstance(value, PLAIN)}
-            told = {"trial": best.number, "trials": sweep.history.ended, "found": plain}
-            sweep.shared.study.set_user_attr(REPORT, told)
+        found = sweep.trials.report(config, overrides, tags)
     if found.get("run_id"):
         bitstream = Path(run.client.download_artifacts(found["run_id"], "bitstream", str(folder)))
         run.log_folder(bitstream, "bitstream")
@@ -99,7 +90,7 @@ def measured(sweep: Sweep, run: SweepRun, best: Past, folder: Path, found: Mappi
         run.set_tags({"tracker.transparent": str(found["transparent"]).lower()})
     codec = ">".join(config.get("codec") or {})
     run.set_tags({"tracker.best.trial": str(best.number), **({"tracker.codec": codec} if codec else {})})
-    return {key: value for key, value in found.items() if isinstance(value, PLAIN)}
+    return {key: value for key, value in found.items() if isinstance(value, str | int | float | bool)}
 
 
 def anywhere(sweep: Sweep, config: Mapping[str, Any]) -> dict[str, Any]:

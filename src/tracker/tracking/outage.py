@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 from tracker.errors import TrackerError
 
@@ -98,7 +99,7 @@ class _Notice(logging.Filter):
         arguments = record.args if isinstance(record.args, tuple) else ()
         if not str(record.msg).startswith("Retrying (") or not hasattr(next(iter(arguments), None), "history"):
             return True
-        retries = arguments[0]
+        retries: Any = arguments[0]
         if len(retries.history) == 2:  # the first comes at once: a connection that was idle may have been closed
             log.warning("the tracking server does not answer; trying again for up to %.0f s", _seconds(retries))
         return False
