@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from tracker.codecs.chain import Codec
 
+KEPT = ("anchor", "compression")  # kinds of runs whose results are kept where the tracking server is lost
 CODEC_KEYS = ("codec", "transparency", "tracking")
 
 
@@ -244,6 +245,8 @@ class StartedRun(Run):
                 OmegaConf.save(OmegaConf.create(config), Path(folder) / "config.yaml")
                 OmegaConf.save(OmegaConf.create(overrides), Path(folder) / "overrides.yaml")
                 self.log_folder(Path(folder), "config")
+            # A sweep that goes on measures again what was lost; there is nothing yet that would be lost before.
+            self.keeps = self.tags["tracker.kind"] in KEPT and "tracker.study" not in self.tags
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise

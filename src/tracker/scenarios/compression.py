@@ -23,6 +23,8 @@ from tracker.scenarios.results import Result
 from tracker.scenarios.transforming import Draft, transform
 from tracker.tracking import registry, summary
 from tracker.tracking.logged_model import log_model
+from tracker.tracking.outage import guarded
+from tracker.tracking.unsent import Kept
 
 if TYPE_CHECKING:
     from tracker.codecs.chain import Codec
@@ -89,11 +91,17 @@ def compress(bench: Bench, codec: Codec, anchor: LoggedAnchor, tags: Mapping[str
             own = {"tracker.codec": codec.name, "tracker.anchor": job.anchor.name, **tags}
             log_model(run, job.anchor, stored, scratch, found | on_device, own, described)
             run.set_tags({**tags, summary.NOTE: summary.note(result, run, anchor)})
+    except Kept:
+        summary.show_compression(result, run, bench.uri, on_device)
+        if run.kept is not None and job.settings.tracking.registered_model:
+            run.kept.add("register", {"name": registered_name(job)})
+        raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     summary.show_compression(result, run, bench.uri, on_device)
     if job.settings.tracking.registered_model:
-        registry.register(bench.client, run.id, registered_name(job))
+        with guarded(bench.uri, f"python -m tracker.register {run.id} {registered_name(job)} does the rest"):
+            registry.register(bench.client, run.id, registered_name(job))
     return {
         "run_id": run.id,
         "size": size,

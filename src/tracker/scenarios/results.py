@@ -17,6 +17,7 @@ from tracker.tasks.base import Evaluation
 from tracker.tracking import summary
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from torch import Tensor
 
     from tracker.tracking.run import Run
@@ -136,3 +137,26 @@ def performance(job: Job, anchor: Evaluation, decoded: Evaluation, decision: Dec
         found["performance/drop_low"], found["performance/drop_high"] = decision.interval
     found |= {f"{name}/anchor": value for name, value in anchor.metrics.items()}
     return found | {f"{name}/decoded": value for name, value in decoded.metrics.items()}
+
+
+def reported(client: MlflowClient, experiment: str, tags: Mapping[str, str]) -> dict[str, Any]:
+    """What `compression.run` returned for a run that has finished; nothing where there is none.
+
+    Args:
+        client: of the store.
+        experiment: the experiment's id.
+        tags: of the run, which tell it from all others.
+    """
+    words = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
+    wanted = " AND ".join([*words, "tags.`tracker.kind` = 'compression'", "attributes.status = 'FINISHED'"])
+    for run in client.search_runs([experiment], wanted, max_results=1):
+        metrics, own = run.data.metrics, run.data.tags
+        return {
+            "run_id": run.info.run_id,
+            "size": int(metrics["size/bitstream_bytes"]),
+            "rate_percent": metrics["size/rate_percent"],
+            "drop": metrics["performance/drop"],
+            "transparent": own["tracker.transparent"] == "true",
+            "sha256": own["tracker.bitstream.sha256"],
+        }
+    return {}

@@ -138,7 +138,9 @@ class CompressionTrials(Trials):
 
     def report(self, config: Mapping[str, Any], overrides: list[str], tags: Mapping[str, str]) -> Mapping[str, Any]:
         """See `Trials.report`: a run of kind compression, as the command line makes it."""
-        found = compression.run(read_job(config, overrides, self.job.folder, self.job.started), tags)
+        found = results.reported(self.client, self.experiment, tags)  # by a command that lost its server after that
+        if not found:
+            found = compression.run(read_job(config, overrides, self.job.folder, self.job.started), tags)
         if self.job.settings.tracking.registered_model is None:
             try:
                 registry.register(self.client, found["run_id"], self.job.anchor.name)

@@ -17,6 +17,7 @@ from tracker.sweep.parent import SweepRun
 from tracker.sweep.sweep import Sweep
 from tracker.sweep.worker import Worker, share_threads, too_many_failed
 from tracker.tracking import store
+from tracker.tracking.outage import guarded
 
 if TYPE_CHECKING:
     from hydra.plugins.launcher import Launcher
@@ -62,7 +63,8 @@ def run_sweep(config: DictConfig, launcher: Launcher) -> dict[str, Any]:
             reason = launch(sweep, launcher, words, here)
             if not reason and 0 < points < sweep.settings.n_trials:
                 reason = f"all {points} points of the space were tried"
-            found = finish(sweep, run, reason, Path(scratch))
+            with guarded(run.uri):
+                found = finish(sweep, run, reason, Path(scratch))
             if problem := too_many_failed(sweep):
                 raise TrackerError(problem)
             return found

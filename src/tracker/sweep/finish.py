@@ -16,6 +16,7 @@ from tracker.sweep.describe import describe, differing
 from tracker.sweep.history import OUTCOME, RUN_ID, Past, read_outcome
 from tracker.sweep.settings import DROP, RATE, SIZE
 from tracker.sweep.worker import shown, tags_of
+from tracker.tracking.discard import mark
 from tracker.tracking.summary import ui_command
 
 if TYPE_CHECKING:
@@ -139,13 +140,17 @@ def mend_runs(sweep: Sweep, parent: str) -> None:
         elif run_id not in told and status != "FAILED":
             client.set_tag(run_id, "tracker.error", "killed: its process ended without a word")
             client.set_terminated(run_id, "FAILED")
+    # Who measures the best one holds the lock that is held here, so one that still runs has been abandoned.
+    for run in children(sweep, parent, "compression"):
+        if run.info.status == "RUNNING":
+            mark(client, run.info.run_id, "killed: its process ended without a word, or without its server")
 
 
-def children(sweep: Sweep, parent: str) -> Iterator[Any]:
-    """The trials' MLflow runs, whatever process began them."""
+def children(sweep: Sweep, parent: str, kind: str = "trial") -> Iterator[Any]:
+    """The trials' MLflow runs, or those of another kind, whatever process began them."""
     token = None
     while True:
-        wanted = f"tags.`mlflow.parentRunId` = '{parent}' AND tags.`tracker.kind` = 'trial'"
+        wanted = f"tags.`mlflow.parentRunId` = '{parent}' AND tags.`tracker.kind` = '{kind}'"
         page = sweep.trials.client.search_runs([sweep.trials.experiment], wanted, max_results=1000, page_token=token)
         yield from page
         token = page.token

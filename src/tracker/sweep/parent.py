@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tracker.sweep.distributions import shown
+from tracker.tracking.outage import guarded
 from tracker.tracking.run import Run, flattened
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ class SweepRun(Run):
         from mlflow.exceptions import MlflowException
 
         try:
-            info = self.client.get_run(run_id).info
+            with guarded(self.uri):  # a server that does not answer is no reason for another run
+                info = self.client.get_run(run_id).info
         except MlflowException:
             return False
         if info.lifecycle_stage == "deleted":
@@ -69,8 +71,8 @@ class BestSoFar:
     It is sent once a second at most, so that it does not cost every trial a call of its own.
     """
 
-    def __init__(self, client: MlflowClient, run_id: str, name: str) -> None:
-        self.client, self.run_id, self.name = client, run_id, name
+    def __init__(self, client: MlflowClient, uri: str, run_id: str, name: str) -> None:
+        self.client, self.uri, self.run_id, self.name = client, uri, run_id, name
         self.waiting: list[Metric] = []
         self.step, self.sent = -1, time.monotonic()
 
@@ -89,5 +91,6 @@ class BestSoFar:
     def flush(self) -> None:
         """Send what was taken down."""
         if self.waiting:
-            self.client.log_batch(self.run_id, metrics=self.waiting)
+            with guarded(self.uri):
+                self.client.log_batch(self.run_id, metrics=self.waiting)
         self.waiting, self.sent = [], time.monotonic()

@@ -21,6 +21,7 @@ from tracker.sweep.settings import DROP, SIZE
 from tracker.sweep.space import suggest
 from tracker.sweep.sweep import Sweep
 from tracker.tasks.base import ROUNDING
+from tracker.tracking.outage import ServerLost
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -44,7 +45,7 @@ class Worker:
         self.history, self.trials = sweep.history, sweep.trials
         self.parent = str(self.shared.study.user_attrs[PARENT])
         name = "sweep/best_bytes" if sweep.objective == SIZE else f"sweep/best_{sweep.objective}"
-        self.best = BestSoFar(self.trials.client, self.parent, name)
+        self.best = BestSoFar(self.trials.client, self.trials.uri, self.parent, name)
 
     def work(self) -> str:
         """Run trials until none is left.
@@ -62,9 +63,14 @@ class Worker:
         warnings.filterwarnings("ignore", message="Constraints have been set, but CmaEsSampler")
         warnings.filterwarnings("ignore", category=ExperimentalWarning)
         try:
-            return self._work()
-        finally:
+            reason = self._work()
+        except ServerLost:  # there is nobody to tell
+            raise
+        except BaseException:
             self.best.flush()
+            raise
+        self.best.flush()
+        return reason
 
     def _work(self) -> str:
         while True:
@@ -117,6 +123,9 @@ class Worker:
             with Heart(self.shared.study._storage, trial._trial_id):
                 values = suggest(trial, self.sweep.space)
                 outcome = self._logged(trial, values)
+        except ServerLost as error:  # which is not the trial's fault: another takes its place
+            self.shared.interrupt(number, str(error))
+            raise
         except Exception as error:
             signals.check()
             self._failed(trial, error)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tracker.cache import cache_folder
 from tracker.component import code_digest
 from tracker.tasks.base import Evaluation
+from tracker.tracking.outage import ServerLost, guarded
 from tracker.tracking.run import Run
 
 if TYPE_CHECKING:
@@ -115,10 +116,11 @@ def logged_anchor(
 
 def find_anchor(client: MlflowClient, experiment: str, sha256: str, task_sha256: str) -> LoggedAnchor | None:
     """The first finished run of this anchor and task whose scores can be read, from this experiment or another."""
-    others = [found.experiment_id for found in client.search_experiments()]
-    for experiments in ([experiment], sorted(set(others) - {experiment})):
-        if experiments and (anchor := _first_anchor(client, experiments, sha256, task_sha256)):
-            return anchor
+    with guarded(client.tracking_uri):
+        others = [found.experiment_id for found in client.search_experiments()]
+        for experiments in ([experiment], sorted(set(others) - {experiment})):
+            if experiments and (anchor := _first_anchor(client, experiments, sha256, task_sha256)):
+                return anchor
     return None
 
 
@@ -134,7 +136,10 @@ def _first_anchor(client: MlflowClient, experiments: list[str], sha256: str, tas
         metrics = json.loads(run.data.tags.get("tracker.metrics", "[]"))
         values = {name: run.data.metrics[f"{name}/anchor"] for name in metrics if f"{name}/anchor" in run.data.metrics}
         try:
-            scores = read_scores(client, run.info.run_id)
+            with guarded(client.tracking_uri):
+                scores = read_scores(client, run.info.run_id)
+        except ServerLost:
+            raise
         except Exception as error:  # whatever the artifact store raises: artifacts may have been cleaned up
             log.warning("the anchor of run %s is evaluated again: its scores are gone (%s)", run.info.run_id, error)
             continue

@@ -28,7 +28,7 @@ def log_model(
     metrics: Mapping[str, float],
     tags: Mapping[str, str],
     described: tuple[ModelSignature, Any],
-) -> str:
+) -> None:
     """Log a bitstream as the run's model, in the flavor ``nnc``.
 
     Args:
@@ -40,34 +40,20 @@ def log_model(
         tags: of the model.
         described: its signature and an input example.
 
-    Returns:
-        The model's id; empty where the architecture cannot travel, which is said.
+    Where the architecture cannot travel, no model is logged, which is said.
 
     Raises:
         TrackerError: it cannot be stored.
     """
-    from mlflow.models import Model
-
     from tracker import flavor
 
-    folder, model = scratch / NAME, Model()
+    folder = scratch / NAME
     try:
-        flavor.save_model(
-            bitstream, folder, anchor, mlflow_model=model, signature=described[0], input_example=described[1]
-        )
+        flavor.save_model(bitstream, folder, anchor, signature=described[0], input_example=described[1])
     except TrackerError as error:
         log.warning("no model is logged: %s", error)
-        return ""
-    logged = run.client.create_logged_model(run.experiment, NAME, run.id, dict(tags), None, flavor.FLAVOR_NAME)
-    stored = False
+        return
     try:
-        model.model_id = model.model_uuid = logged.model_id
-        model.artifact_path, model.run_id = logged.artifact_location, run.id
-        model.save(str(folder / "MLmodel"))
-        run.log_model(logged.model_id, folder)
-        run.log_results(metrics, {}, logged.model_id)
-        stored = True
+        run.log_model(folder, NAME, flavor.FLAVOR_NAME, metrics, tags)
     finally:
-        run.client.finalize_logged_model(logged.model_id, "READY" if stored else "FAILED")
         shutil.rmtree(folder, ignore_errors=True)
-    return logged.model_id

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
+import shutil
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -14,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 from tracker import signals
 from tracker.cache import cache_folder
 from tracker.errors import TrackerError
-from tracker.tracking import watchdog
-from tracker.tracking.store import without_password
+from tracker.tracking import operations, outage, watchdog
+from tracker.tracking.discard import mark
+from tracker.tracking.outage import ServerLost
+from tracker.tracking.store import without_password, without_secrets
+from tracker.tracking.unsent import Kept, Unsent
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run as MlflowRun
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("tracker")
 PARAMS_PER_CALL = 100  # MLflow's limit for one batch
-# Artifacts that a run which failed must not keep.
-RESULTS = ("bitstream", "anchor", "scores", "tensors.json", "stages.json", "stages", "plots")
 
 
 class Run:
@@ -33,7 +34,12 @@ class Run:
     On the way out the run ends FINISHED, or, after any exception (Ctrl-C and SIGTERM included), FAILED with the error
     in the tag ``tracker.error`` and without artifacts that look finished. A watchdog process does the same for a run
     whose process was killed.
+
+    Where a server is lost for good and ``keeps`` is set, the run goes on, and all that it logs from then on is kept in
+    a local folder; it then ends with the error `Kept`.
     """
+
+    keeps = False
 
     def __init__(
         self,
@@ -62,13 +68,15 @@ class Run:
         self.id = ""
         self.data: tuple[str | None, str | None] = (None, None)
         self.fetched: tempfile.TemporaryDirectory[str] | None = None
+        self.kept: Unsent | None = None
+        self.uploaded: dict[str, Path] = {}  # folders by the name of their artifacts
 
     def __enter__(self) -> Run:
         """Create the run."""
         from mlflow.tracking.context.registry import resolve_tags
 
         tags = resolve_tags(self.tags)
-        with signals.held():  # no run without its watchdog
+        with outage.guarded(self.uri), signals.held():  # no run without its watchdog
             run = self.client.create_run(self.experiment, tags=tags, run_name=self.name)
             self.id = run.info.run_id
             self.artifact_uri = run.info.artifact_uri
@@ -82,10 +90,13 @@ class Run:
 
     def resume(self, run_id: str) -> None:
         """Take up a run that an earlier process began, instead of creating one."""
-        with signals.held():
+        with outage.guarded(self.uri), signals.held():
             self.client.update_run(run_id, status="RUNNING")
             self.id = run_id
             self.artifact_uri = self.client.get_run(run_id).info.artifact_uri
+            if outage.is_server(self.uri):
+                # A watchdog of the command before may still wait for the server, and must not mark it now.
+                self.client.set_tag(run_id, watchdog.RESUMED, str(time.time()))
             watchdog.tell(self.uri, "begun", self.id)
             if "tracker.error" in self.client.get_run(run_id).data.tags:
                 self.client.delete_tag(run_id, "tracker.error")
@@ -102,8 +113,10 @@ class Run:
                 except BaseException as swallowed:
                     told = self._fail(swallowed)
                     raise
-                self.client.set_terminated(self.id, "FINISHED")
+                self._log("end", status="FINISHED", time=int(time.time() * 1000))
                 told = True
+                if self.kept is not None:
+                    raise Kept(self.kept.folder)
             else:
                 told = self._fail(error)
         finally:
@@ -121,29 +134,17 @@ class Run:
 
         entries = [Param(key[:250], str(value)[:6000]) for key, value in params.items()]
         for start in range(0, len(entries), PARAMS_PER_CALL):
-            self.client.log_batch(self.id, params=entries[start : start + PARAMS_PER_CALL])
+            with outage.guarded(self.uri):
+                self.client.log_batch(self.id, params=entries[start : start + PARAMS_PER_CALL])
 
     def log_metrics(self, metrics: Mapping[str, float]) -> None:
         """Log metrics, all with the same time stamp."""
         self.log_results(metrics, {})
 
-    def log_results(self, metrics: Mapping[str, float], tags: Mapping[str, str], model: str | None = None) -> None:
-        """Log metrics and set tags, in one call.
-
-        Args:
-            metrics: by name.
-            tags: by name.
-            model: the id of the logged model whose metrics these are as well, on the run's data set.
-        """
-        import time
-
-        from mlflow.entities import Metric, RunTag
-
-        signals.check()
-        now = int(time.time() * 1000)
-        linked = {"model_id": model, "dataset_name": self.data[0], "dataset_digest": self.data[1]} if model else {}
-        entries = [Metric(key, float(value), now, 0, **linked) for key, value in metrics.items()]
-        self.client.log_batch(self.id, metrics=entries, tags=[RunTag(key, value) for key, value in tags.items()])
+    def log_results(self, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
+        """Log metrics and set tags, in one call."""
+        values = {key: float(value) for key, value in metrics.items()}
+        self._log("results", metrics=values, tags=dict(tags), time=int(time.time() * 1000))
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags."""
@@ -155,11 +156,8 @@ class Run:
         Raises:
             TrackerError: they cannot be stored.
         """
-        signals.check()
-        try:
-            self.client.log_artifacts(self.id, str(folder), name)
-        except Exception as error:
-            raise _not_stored(f"{name}/", error) from error
+        self._log("folder", folder, name=name)
+        self.uploaded[name] = folder
 
     def log_table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
         """Log a table that the UI shows and `mlflow.load_table` reads; a row need not have all columns.
@@ -169,21 +167,11 @@ class Run:
         Raises:
             TrackerError: it cannot be stored.
         """
-        from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
-
         columns = list(dict.fromkeys(key for row in rows for key in row))
         if not columns:
             return
-        signals.check()
         table = {"columns": columns, "data": [[_plain(row.get(key)) for key in columns] for row in rows]}
-        try:
-            self.client.log_text(self.id, json.dumps(table, allow_nan=False), name)
-        except Exception as error:
-            raise _not_stored(name, error) from error
-        known = json.loads(self.client.get_run(self.id).data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
-        entry = {"path": name, "type": "table"}
-        if entry not in known:
-            self.client.set_tag(self.id, MLFLOW_LOGGED_ARTIFACTS, json.dumps([*known, entry]))
+        self._log("table", name=name, table=table)
 
     def log_data(self, name: str, digest: str, split: str, source: str) -> None:
         """Log the data set's split as the run's input."""
@@ -194,51 +182,78 @@ class Run:
         origin = CodeDatasetSource({"tracker.data": source})
         dataset = MetaDataset(origin, name=f"{name}/{split}", digest=digest[:36])  # type: ignore[abstract]
         entity = DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", split)])
-        self.client.log_inputs(self.id, [entity])
+        with outage.guarded(self.uri):
+            self.client.log_inputs(self.id, [entity])
         self.data = (dataset.name, dataset.digest)
 
-    def log_model(self, model: str, folder: Path) -> None:
-        """Upload a logged model's files, and name it as the run's output.
+    def log_model(
+        self, folder: Path, name: str, flavor: str, metrics: Mapping[str, float], tags: Mapping[str, str]
+    ) -> None:
+        """Log a model as the run's output, with its metrics on the run's data set.
 
         Args:
-            model: its id.
             folder: with MLmodel.
+            name: of the model.
+            flavor: its type.
+            metrics: by name.
+            tags: of the model.
 
         Raises:
-            TrackerError: they cannot be stored.
+            TrackerError: it cannot be stored.
         """
-        from mlflow.entities import LoggedModelOutput
+        values = {key: float(value) for key, value in metrics.items()}
+        own = {"experiment": self.experiment, "name": name, "flavor": flavor, "tags": dict(tags), "data": self.data}
+        self._log("model", folder, metrics=values, time=int(time.time() * 1000), **own)
 
+    def _log(self, verb: str, folder: Path | None = None, **what: Any) -> None:
+        """Do one operation, or keep it where the server was lost."""
         signals.check()
-        self.client.log_outputs(self.id, [LoggedModelOutput(model, step=0)])
-        try:
-            self.client.log_model_artifacts(model, str(folder))
-        except Exception as error:
-            raise _not_stored("of the model", error) from error
+        if self.kept is None:
+            try:
+                with outage.guarded(self.uri):
+                    operations.OPERATIONS[verb](self.client, self.id, what, folder)
+                return
+            except ServerLost as lost:
+                self._keep(lost)
+        assert self.kept is not None
+        self.kept.add(verb, what, folder)
+
+    def _keep(self, lost: ServerLost) -> None:
+        """From now on, keep what is logged."""
+        if not self.keeps:
+            raise lost
+        about = {"run": self.id, "kind": self.tags["tracker.kind"], "server": without_secrets(self.uri)}
+        self.kept = Unsent.begin(about)
+        reason = str(lost).partition(";")[0]
+        log.warning("%s; what the run finds from now on is kept in %s", reason, self.kept.folder)
 
     def stored(self, name: str) -> Path:
         """The stored artifacts below ``name``, fetched into a local folder that goes when the run ends."""
         if self.fetched is None:  # without a folder of ours MLflow makes its own, and leaves it there
             self.fetched = tempfile.TemporaryDirectory(prefix="fetched-", dir=cache_folder())
-        return Path(self.client.download_artifacts(self.id, name, self.fetched.name))
+        if self.kept is None:
+            try:
+                with outage.guarded(self.uri):
+                    return Path(self.client.download_artifacts(self.id, name, self.fetched.name))
+            except ServerLost as lost:
+                self._keep(lost)
+        return Path(shutil.copytree(self.uploaded[name], Path(self.fetched.name) / name, dirs_exist_ok=True))
 
     def _fail(self, error: BaseException) -> bool:
         """Mark the run; whether the store took it."""
         reason = str(error) if isinstance(error, TrackerError) else f"{type(error).__name__}: {error}"
+        reason = without_password(reason, self.uri)[:4000]
         try:
-            discard(self.client, self.client.get_run(self.id))
-            self.client.set_tag(self.id, "tracker.error", without_password(reason, self.uri)[:4000])
-            self.client.set_terminated(self.id, "FAILED")
+            if self.kept is not None:
+                self.kept.fail(reason)
+                return True
+            if not outage.answers(self.uri):  # for which MLflow would wait again; the watchdog does so
+                return False
+            mark(self.client, self.id, reason)
         except Exception as second:  # the store itself may be what failed; the first error is the one to tell
             log.debug("the run %s could not be marked as failed: %s", self.id, second)
             return False
         return True
-
-
-def _not_stored(name: str, error: Exception) -> TrackerError:
-    """The error for artifacts; every artifact store has its own exceptions."""
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return TrackerError(f"the artifacts {name} cannot be stored ({reason[:200]}); is there space left?")
 
 
 def _plain(value: Any) -> Any:
@@ -263,24 +278,6 @@ class MetricsOnly:
 
     def log_folder(self, folder: Path, name: str) -> None:
         """Nothing."""
-
-
-def discard(client: MlflowClient, run: MlflowRun) -> None:
-    """Take back what makes a failed run look finished: artifacts but the configuration, its model, three tags."""
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-    from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_RUN_NOTE
-
-    tables = [entry["path"] for entry in json.loads(run.data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))]
-    for name in dict.fromkeys((*RESULTS, *tables)):
-        try:
-            get_artifact_repository(run.info.artifact_uri).delete_artifacts(name)
-        except Exception as error:  # nothing of that name, or a store that cannot delete
-            log.debug("artifacts %s of the failed run remain: %s", name, error)
-    for output in run.outputs.model_outputs if run.outputs else []:
-        client.finalize_logged_model(output.model_id, "FAILED")
-    for tag in ("tracker.bitstream.sha256", "tracker.transparent", MLFLOW_RUN_NOTE):
-        if tag in run.data.tags:
-            client.delete_tag(run.info.run_id, tag)
 
 
 def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

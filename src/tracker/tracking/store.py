@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tracker import signals
 from tracker.errors import TrackerError
-from tracker.tracking import sqlite
+from tracker.tracking import outage, sqlite
 from tracker.ui import views
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 DEFAULT_URI = "sqlite:///mlruns/mlflow.db"
 SQLITE = "sqlite:///"
+SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+REFUSED = ("UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED")  # MLflow's words for 401 and 403
 DATABASES = ("postgresql", "mysql", "mssql")  # servers that MLflow reaches through SQLAlchemy
 
 
@@ -36,10 +38,13 @@ def without_secrets(uri: str) -> str:
 
 
 def without_password(text: str, uri: str) -> str:
-    """A message, in which whatever MLflow tells of the URI it asked may hold the password."""
+    """A message, in which whatever MLflow tells of the URI it asked may hold the password; nor any other secret."""
     place = uri.partition("://")[2].partition("/")[0]
     user, at, _ = place.rpartition("@")
-    return text.replace(f"{user}{at}", "") if at else text
+    text = text.replace(f"{user}{at}", "") if at else text
+    for secret in filter(None, map(os.environ.get, SECRETS)):
+        text = text.replace(secret, "***")
+    return text
 
 
 def database_file(uri: str) -> Path | None:
@@ -48,6 +53,7 @@ def database_file(uri: str) -> Path | None:
 
 
 preparing = signals.helpers
+connected: set[str] = set()  # servers that have answered this process
 
 
 def prepare(uri: str) -> None:
@@ -56,7 +62,7 @@ def prepare(uri: str) -> None:
     MLflow takes seconds to make its tables, and so does this process to import torch and nncodec: side by side they
     cost little. `connect` waits for it.
     """
-    if uri.startswith(("http://", "https://")):
+    if outage.is_server(uri) and uri not in connected:
         _check_server(uri)
     file = database_file(uri)
     if file is None or file.exists() or preparing:
@@ -93,8 +99,10 @@ def connect(uri: str) -> MlflowClient:
     """
     while preparing:
         preparing.pop().wait()  # what went wrong there goes wrong below as well, and is told
-    if uri.startswith(("http://", "https://")):
-        _check_server(uri)
+    if outage.is_server(uri):
+        outage.tell_in_one_line()
+        if uri not in connected:  # one that did answer is waited for
+            _check_server(uri)
     file = database_file(uri)
     if file is not None:
         _check_folder(file.parent)
@@ -117,6 +125,7 @@ def connect(uri: str) -> MlflowClient:
         if file is None:
             client = MlflowClient(uri)
             client.search_experiments(max_results=1)
+            connected.add(uri)
             return client
         from filelock import FileLock
 
@@ -132,10 +141,13 @@ def connect(uri: str) -> MlflowClient:
         reason = reason.replace(
             "disk I/O error", "disk I/O error, as when the disk is full"
         )  # SQLite's log has no room
-        raise TrackerError(
-            f"the MLflow store {without_secrets(uri)} cannot be opened: {without_password(reason, uri)[:200]}; "
-            "set MLFLOW_TRACKING_URI to a server's address, or leave it out for a file below mlruns/"
-        ) from error
+        advice = "set MLFLOW_TRACKING_URI to a server's address, or leave it out for a file below mlruns/"
+        if getattr(error, "error_code", "") in REFUSED:
+            advice = (
+                "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, as it asks for"
+            )
+        reason = without_password(reason, uri)[:200]
+        raise TrackerError(f"the MLflow store {without_secrets(uri)} cannot be opened: {reason}; {advice}") from error
 
 
 def _check_database(uri: str) -> None:

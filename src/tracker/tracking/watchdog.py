@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
+import time
 
+RESUMED = "tracker.resumed"  # when a later command took the run up, in seconds since 1970
 # Keeps the runs that have begun and not ended. "failed" means that the store could not be told: one more try, now.
 SCRIPT = """
 open=
@@ -73,15 +76,21 @@ def tell(uri: str, verb: str, run_id: str) -> None:
 running: dict[tuple[int, str], Watchdog] = {}
 
 
-def mark_failed(uri: str, run_id: str) -> None:
-    """Mark a run FAILED if it still looks as if it were running."""
+def mark_failed(uri: str, run_id: str, before: float = math.inf) -> None:
+    """Mark a run FAILED if it still looks as if it were running.
+
+    Args:
+        uri: of the tracking store.
+        run_id: of the run.
+        before: when its process ended; a server may answer much later, when another one has taken the run up.
+    """
     from mlflow import MlflowClient
 
-    from tracker.tracking.run import discard
+    from tracker.tracking.discard import discard
 
     client = MlflowClient(uri)
     run = client.get_run(run_id)
-    if run.info.status == "RUNNING":
+    if run.info.status == "RUNNING" and float(run.data.tags.get(RESUMED, 0)) < before:
         discard(client, run)
         if "tracker.error" not in run.data.tags:
             client.set_tag(run_id, "tracker.error", "killed: the process ended without a word")
@@ -89,5 +98,6 @@ def mark_failed(uri: str, run_id: str) -> None:
 
 
 if __name__ == "__main__":
+    now = time.time()
     for run_id in sys.argv[1:]:
-        mark_failed(os.environ["MLFLOW_TRACKING_URI"], run_id)
+        mark_failed(os.environ["MLFLOW_TRACKING_URI"], run_id, now)
