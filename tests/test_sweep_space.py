@@ -184,6 +184,26 @@ def test_no_sampler_proposes_a_point_again_while_there_are_others(name: str, loa
     assert set(found[16:]) <= set(found[:16])
 
 
+def test_a_sampler_that_looks_at_all_trials_sees_the_latest_and_the_best(loader: ConfigLoader) -> None:
+    seen: list[list[int]] = []
+
+    class Looks(optuna.samplers.RandomSampler):
+        def sample_relative(self, study, trial, search_space):
+            seen.append([one.number for one in study.get_trials(deepcopy=False)])
+            seen.append([one.number for one in study._get_trials(deepcopy=False)])
+            return {}
+
+    space, _ = read_space({}, ["a=interval(0,1)"], loader)
+    study, history = optuna.create_study(), History("size", "minimize")
+    for number in range(60):
+        outcome = {"metrics": {"size": float(100 + (number - 30) ** 2)}}
+        study.add_trial(optuna.create_trial(value=1.0, user_attrs={"outcome": outcome}))
+    history.read(study.trials)
+    study.sampler = Proposing(lambda attempt: Looks(), space, None, history, 0.1, 1, remembers=10)
+    study.ask()
+    assert seen[1] == [*range(18, 43), *range(50, 60)]  # the 25 smallest, and ten
+
+
 def test_a_transparent_trial_is_the_best_of_several_objectives() -> None:
     def history(prefers: bool) -> History:
         found = History("size", "minimize", prefers_transparent=prefers)

@@ -7,7 +7,8 @@ is chosen for the largest expected gain. And what was tried is not proposed agai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import heapq
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from optuna.samplers import BaseSampler
@@ -28,7 +29,21 @@ CANDIDATES = 4  # of the sampler, the best of which is taken
 MANY = 300  # trials, above which the sampler is asked once: it looks through all of them
 VALUES = 33  # of a continuous parameter that are looked at
 FIXED = "fixed_params"  # Optuna's attribute of an enqueued trial
+BEST = 25  # trials that a sampler sees however long ago they were: as many as TPE takes for good
 FEW = 10_000  # points of a space, all of which can be gone through for one that was not tried
+
+
+class Latest:
+    """A study that shows a sampler some of its trials only, since what it does with each takes time."""
+
+    def __init__(self, study: Study, numbers: Collection[int]) -> None:
+        self.study, self.numbers = study, numbers
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.study, name)
+
+    def _get_trials(self, *args: Any, **keywords: Any) -> list[FrozenTrial]:
+        return [trial for trial in self.study._get_trials(*args, **keywords) if trial.number in self.numbers]
 
 
 class Proposing(BaseSampler):
@@ -42,6 +57,7 @@ class Proposing(BaseSampler):
         history: History,
         tolerance: float,
         attempts: int,
+        remembers: int | None = None,
     ) -> None:
         """Prepare.
 
@@ -52,9 +68,10 @@ class Proposing(BaseSampler):
             history: of the trials that have ended.
             tolerance: of the drop.
             attempts: at a proposal that was not tried yet.
+            remembers: how many trials, the latest ones, the sampler looks at besides the best; None: all.
         """
         self.build, self.space, self.along, self.history = build, space, along, history
-        self.tolerance, self.attempts = tolerance, attempts
+        self.tolerance, self.attempts, self.remembers = tolerance, attempts, remembers
         self.inner = build(0)
         self.together: dict[str, BaseDistribution] = {}  # what the sampler draws at once
 
@@ -90,6 +107,7 @@ class Proposing(BaseSampler):
 
     def _drawn(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
         """What the sampler proposes for every parameter that this trial has."""
+        study = self._seen(study)
         together = self.inner.sample_relative(study, trial, self.together)
         drawn: dict[str, Any] = {}
         for key, parameter in in_order(self.space):
@@ -100,6 +118,16 @@ class Proposing(BaseSampler):
             else:
                 drawn[key] = self.inner.sample_independent(study, trial, key, parameter.distribution)
         return drawn
+
+    def _seen(self, study: Study) -> Study:
+        """The study as the sampler sees it."""
+        past = self.history.past
+        if self.remembers is None or len(past) <= self.remembers:
+            return study
+        good = [one for one in past.values() if one.feasible and one.value is not None]
+        best = heapq.nsmallest(BEST, good, key=lambda one: self.history.sign * (one.value or 0.0))
+        numbers = {*sorted(past)[-self.remembers :], *(one.number for one in best)}
+        return Latest(study, numbers)  # type: ignore[return-value]
 
     def _untried(self) -> dict[str, Any] | None:
         """Any point of a small space that was not tried; None where there is none, or the space is large."""

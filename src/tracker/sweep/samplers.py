@@ -33,6 +33,7 @@ class Sampler(Component):
     can_be_moved: ClassVar[bool] = False  # whether its proposals may be replaced by better ones
     knows_constraints: ClassVar[bool] = True  # else a trial that breaks one is kept from it
     attempts: ClassVar[int] = 10  # at a proposal that was not tried yet
+    remembers: ClassVar[int | None] = None  # of many trials the latest ones, and the best, that it looks at; None: all
 
     seed: int | None = Field(default=None, ge=0, description="null: hydra.sweeper.seed")
 
@@ -67,6 +68,7 @@ class Tpe(Sampler):
     """Tree-structured Parzen estimator (Bergstra et al. 2011), multivariate (Falkner et al. 2018)."""
 
     can_be_moved: ClassVar[bool] = True
+    remembers: ClassVar[int | None] = 400
     n_startup_trials: int = Field(default=10, ge=0, description="trials drawn at random before it begins")
     n_ei_candidates: int = Field(default=24, ge=1)
     multivariate: bool = True

@@ -105,6 +105,7 @@ class Worker:
             self.history,
             self.sweep.planner.tolerance,
             sampler.attempts,
+            sampler.remembers,
         )
 
     def _enough(self) -> str:
