@@ -200,7 +200,7 @@ def test_a_sampler_that_looks_at_all_trials_sees_the_latest_and_the_best(loader:
         study.add_trial(optuna.create_trial(value=1.0, user_attrs={"outcome": outcome}))
     history.read(study.trials)
     study.sampler = Proposing(lambda attempt: Looks(), space, None, history, 0.1, 1, remembers=10)
-    study.ask()
+    suggest(study.ask(), space)  # which is when a sampler is asked
     assert seen[1] == [*range(18, 43), *range(50, 60)]  # the 25 smallest, and ten
 
 
