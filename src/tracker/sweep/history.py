@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 OUTCOME, RUN_ID, ERROR = "outcome", "run_id", "error"
+FIXED = "fixed_params"  # Optuna's attribute of an enqueued trial
 RECENT = 20  # trials whose times tell what the next one will take
 
 
@@ -74,7 +75,7 @@ class History:
         self.begun = set()
         for trial in trials:
             if trial.number not in self.past and (not trial.state.is_finished() or trial.state == TrialState.FAIL):
-                self.begun.add(key_of(trial.params or trial.system_attrs.get("fixed_params", {})))
+                self.begun.add(key_of(trial.params or trial.system_attrs.get(FIXED, {})))
             if trial.number in self.past or trial.number in self.failed or not trial.state.is_finished():
                 continue
             if trial.state == TrialState.FAIL:

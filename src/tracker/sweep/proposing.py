@@ -15,7 +15,7 @@ from optuna.samplers import BaseSampler
 
 from tracker.sweep.distributions import values_of
 from tracker.sweep.frontier import Frontier
-from tracker.sweep.history import History, key_of
+from tracker.sweep.history import FIXED, History, key_of
 from tracker.sweep.planner import combinations
 from tracker.sweep.samplers import BruteForce
 from tracker.sweep.space import Parameter, active, in_order
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 CANDIDATES = 4  # of the sampler, the best of which is taken
 MANY = 300  # trials, above which the sampler is asked once: it looks through all of them
 VALUES = 33  # of a continuous parameter that are looked at
-FIXED = "fixed_params"  # Optuna's attribute of an enqueued trial
 BEST = 25  # trials that a sampler sees however long ago they were: as many as TPE takes for good
 FEW = 10_000  # points of a space, all of which can be gone through for one that was not tried
 
@@ -90,6 +89,7 @@ class Proposing(BaseSampler):
         """A proposal that was not tried before, moved to where it can be the best."""
         if not search_space:
             return {}
+        study = self._seen(study)
         frontier = self._frontier()
         wanted = 1 if frontier is None or len(self.history.past) > MANY else CANDIDATES
         proposals: list[dict[str, Any]] = []
@@ -107,7 +107,6 @@ class Proposing(BaseSampler):
 
     def _drawn(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
         """What the sampler proposes for every parameter that this trial has."""
-        study = self._seen(study)
         together = self.inner.sample_relative(study, trial, self.together)
         drawn: dict[str, Any] = {}
         for key, parameter in in_order(self.space):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tracker.errors import TrackerError
 from tracker.sweep.alive import OWNER, Watch, this_process
+from tracker.sweep.history import FIXED
 from tracker.sweep.storage import Storage
 
 if TYPE_CHECKING:
@@ -154,8 +155,8 @@ class SharedStudy:
             # The mark comes first: were this process killed here, one trial would be missing, and a new one fill in.
             backend.set_trial_system_attr(identity, INTERRUPTED, True)
             attributes = {RETRIES: retries + 1, RETRY_OF: trial.number}
-            if "fixed_params" in trial.system_attrs:
-                attributes["fixed_params"] = trial.system_attrs["fixed_params"]
+            if FIXED in trial.system_attrs:
+                attributes[FIXED] = trial.system_attrs[FIXED]
             self.study.add_trial(
                 create_trial(
                     state=TrialState.WAITING,
