@@ -54,7 +54,7 @@ def guarded(uri: str, advice: str = "start the same command again once it answer
         if not reason:
             raise
         if denied(reason):
-            raise ServerLost(f"the tracking server refuses this user or what it may do ({reason}); {SIGN_IN}") from error
+            raise ServerLost(f"the tracking server refuses this user ({reason}); {SIGN_IN}") from error
         lost = "artifact storage" if type_of(error) else "tracking server"
         raise ServerLost(f"the {lost} was lost ({reason}); {advice}") from error
 
@@ -145,7 +145,7 @@ class Repeated(Retry):
             status = left.history[-1].status
             what = f"answers {status}" if status else "does not answer"
             log.warning("the tracking server %s; trying again for up to %.0f s", what, left.seconds())
-        return left  # type: ignore[return-value]
+        return left
 
     def seconds(self) -> float:
         """The pauses that are left before MLflow gives up."""
@@ -157,5 +157,5 @@ def tell_in_one_line() -> None:
     """Let an outage be told in one line for each call that waits, in the place of urllib3's warning for each try."""
     from mlflow.utils import request_utils
 
-    request_utils.Retry = Repeated
+    request_utils.Retry = Repeated  # type: ignore[misc]
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)

@@ -107,6 +107,9 @@ def connect(uri: str) -> MlflowClient:
     if file is not None:
         _check_folder(file.parent)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    if outage.is_server(uri):
+        for way in ("UPLOAD", "DOWNLOAD"):  # all goes through the server, as only that may reach the storage behind it
+            os.environ.setdefault(f"MLFLOW_ENABLE_PROXY_MULTIPART_{way}", "false")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # without git there is no commit to tag a run with, no more
     # MLflow would print a server's URL with its password; the summary tells where to look.
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
@@ -148,7 +151,7 @@ def connect(uri: str) -> MlflowClient:
             if outage.denied(answer):
                 advice = outage.SIGN_IN
         reason = without_password(reason, uri)[:200]
-        raise TrackerError(f"the MLflow store {without_secrets(uri)} cannot be opened: {reason}; {advice}") from error
+        raise TrackerError(f"the MLflow store {without_secrets(uri)} cannot be opened ({reason}); {advice}") from error
 
 
 def _check_database(uri: str) -> None:
