@@ -350,7 +350,7 @@ def test_password_and_token(tmp_path: Path, server: Server, gate: ThreadingHTTPS
     assert refused[0] == 1 and refused[2].startswith("error: ") and refused[2].count("\n") == 1
     assert "MLFLOW_TRACKING_PASSWORD" in refused[2] and "another-word" not in refused[2]
     command.until_encoding()
-    lines = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    lines = subprocess.run(["ps", "-ewwo", "args"], capture_output=True, text=True, check=True).stdout
     assert PASSWORD not in lines
     Gate.closed = True
     command.go_on()
@@ -422,5 +422,5 @@ def test_server_that_is_lost_before_a_run_begins(tmp_path: Path, server: Server,
 
 def watched(name: str) -> bool:
     """Whether a watchdog still waits to mark a run."""
-    lines = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    lines = subprocess.run(["ps", "-ewwo", "args"], capture_output=True, text=True, check=True).stdout
     return f"/{name}" in lines

@@ -174,11 +174,10 @@ import os, sys
 from mlflow import MlflowClient
 from mlflow.server import get_app_client
 client = get_app_client("basic-auth", tracking_uri=sys.argv[1])
-os.environ["MLFLOW_TRACKING_URI"] = sys.argv[1]
-MlflowClient().create_experiment(sys.argv[2])
 for name in ("writer", "reader"):
     client.create_user(name, f"pa55-of-the-{name}")
-client.create_experiment_permission("1", "writer", "EDIT")
+os.environ.update(MLFLOW_TRACKING_USERNAME="writer", MLFLOW_TRACKING_PASSWORD="pa55-of-the-writer")
+MlflowClient(sys.argv[1]).create_experiment(sys.argv[2])
 """
 
 
@@ -236,7 +235,7 @@ def test_database_that_is_stopped_and_started(tmp_path: Path, tmp_path_factory: 
             status, out, err = command.ended()
             (folder,) = (tmp_path / "mlruns" / "unsent").iterdir()
             assert status == 1 and err.startswith("error: the tracking server was lost; the result is kept"), err
-            status, out, err = command.send()
+            status, _, err = command.send()
             assert status == 1 and err.startswith("error: ") and err.count("\n") == 1, err
             pg_ctl("start")
             assert command.send() == (0, f"run {folder.name}: sent, FINISHED\n", "")

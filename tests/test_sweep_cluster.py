@@ -188,7 +188,7 @@ def database() -> Iterator[tuple[str, Callable[[str], None]]]:
             subprocess.run([tools / tool, *words], cwd=folder, check=True, stdout=subprocess.DEVNULL, **options)
 
         data = str(folder / "data")
-        run("initdb", "-D", data, "-U", "tracker", "-A", "scram-sha-256", f"--pwfile={folder}/password")
+        run("initdb", "-D", data, "-E", "UTF8", "-U", "tracker", "-A", "scram-sha-256", f"--pwfile={folder}/password")
 
         def control(verb: str) -> None:
             where = ("-l", f"{folder}/log", "-o", f"-h 127.0.0.1 -p {port} -k {folder}")

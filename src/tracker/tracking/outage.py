@@ -21,6 +21,7 @@ LONGEST_PAUSE = 120  # seconds; urllib3's
 # Artifact stores that MLflow reaches without the server, by the package whose exceptions they raise.
 CLOUDS = ("botocore", "boto3", "google", "azure")
 CONNECTIONS = (*CLOUDS, "urllib3")  # below them
+AGAIN = "start the same command again once it answers"
 SIGN_IN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, of one who may write"
 
 
@@ -34,7 +35,7 @@ def is_server(uri: str) -> bool:
 
 
 @contextlib.contextmanager
-def guarded(uri: str, advice: str = "start the same command again once it answers") -> Iterator[None]:
+def guarded(uri: str, advice: str = AGAIN) -> Iterator[None]:
     """Calls of MLflow's client.
 
     Args:
@@ -54,7 +55,8 @@ def guarded(uri: str, advice: str = "start the same command again once it answer
         if not reason:
             raise
         if denied(reason):
-            raise ServerLost(f"the tracking server refuses this user ({reason}); {SIGN_IN}") from error
+            then = "" if advice == AGAIN else f"; {advice}"
+            raise ServerLost(f"the tracking server refuses this user ({reason}); {SIGN_IN}{then}") from error
         lost = "artifact storage" if type_of(error) else "tracking server"
         raise ServerLost(f"the {lost} was lost ({reason}); {advice}") from error
 
