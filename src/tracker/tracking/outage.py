@@ -134,6 +134,11 @@ def answers(uri: str) -> bool:
     return True
 
 
+def seconds(factor: float, retries: int) -> float:
+    """The pauses before MLflow gives up; the first try comes at once and is not counted."""
+    return float(sum(min(LONGEST_PAUSE, factor * 2**power) for power in range(1, retries + 1)))
+
+
 class Repeated(Retry):
     """MLflow's policy for a request that failed; it tells that the server does not answer, and counts."""
 
@@ -146,13 +151,12 @@ class Repeated(Retry):
         if len(left.history) == 2:  # the first comes at once: a connection that was idle may have been closed
             status = left.history[-1].status
             what = f"answers {status}" if status else "does not answer"
-            log.warning("the tracking server %s; trying again for up to %.0f s", what, left.seconds())
+            log.warning(
+                "the tracking server %s; trying again for up to %.0f s",
+                what,
+                seconds(left.backoff_factor, int(left.total or 0) + 1),
+            )
         return left
-
-    def seconds(self) -> float:
-        """The pauses that are left before MLflow gives up."""
-        left = int(self.total or 0)
-        return float(sum(min(LONGEST_PAUSE, self.backoff_factor * 2**power) for power in range(1, left + 2)))
 
 
 def tell_in_one_line() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import sys
+import time
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -13,6 +16,8 @@ from tracker.tracking import outage, store
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+log = logging.getLogger("tracker")
+LONGEST_WAIT = 300  # seconds between two tries
 THROUGH_SERVER = "mlflow-artifacts"
 PACKAGES = {"s3": "boto3", "gs": "google-cloud-storage"}
 CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and MLFLOW_S3_ENDPOINT_URL where it is not Amazon's"
@@ -55,10 +60,30 @@ def check(client: MlflowClient, experiment: str) -> None:
         wait_for_s3()
 
 
-def wait_for_s3() -> None:
-    """Let the client of S3 try about as long as MLflow asks its server: its pauses double, too, from half a second."""
-    from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES
+class _Notice(logging.Filter):
+    """In the place of what the client of S3 says of each try: one line for as long as it waits."""
 
-    os.environ.setdefault("AWS_MAX_ATTEMPTS", str(MLFLOW_HTTP_REQUEST_MAX_RETRIES.get() + 3))
+    last = -math.inf
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is shown as it is."""
+        if str(record.msg).startswith("Retry needed"):
+            if time.monotonic() - self.last > LONGEST_WAIT:
+                log.warning("the artifact storage does not answer; trying again")
+            self.last = time.monotonic()
+        return record.levelno > logging.DEBUG
+
+
+def wait_for_s3() -> None:
+    """Let the client of S3 try about as long as MLflow asks its server; its pauses are ten seconds on average."""
+    from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR, MLFLOW_HTTP_REQUEST_MAX_RETRIES
+
+    told = logging.getLogger("botocore.retries.standard")
+    if not any(isinstance(found, _Notice) for found in told.filters):
+        told.addFilter(_Notice())
+        told.setLevel(logging.DEBUG)
+    factor, retries = MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR.get(), MLFLOW_HTTP_REQUEST_MAX_RETRIES.get()
+    os.environ.setdefault("AWS_RETRY_MODE", "standard")
+    os.environ.setdefault("AWS_MAX_ATTEMPTS", str(4 + round(outage.seconds(factor, retries) / 10)))
     if used := sys.modules.get("mlflow.store.artifact.s3_artifact_repo"):
         used._cached_get_s3_client.cache_clear()  # which tries once
