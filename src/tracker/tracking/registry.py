@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from tracker.errors import TrackerError
+from tracker.tracking.outage import Repeated
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -47,6 +48,7 @@ def register(client: MlflowClient, run_id: str, name: str | None = None) -> Mode
         _create(client, name)
     reason = not_promotable(run, terms(client, name, run))
     if version is None:
+        before = Repeated.count
         version = client.create_model_version(
             name,
             f"models:/{model.model_id}",
@@ -55,6 +57,8 @@ def register(client: MlflowClient, run_id: str, name: str | None = None) -> Mode
             description=description(run),
             model_id=model.model_id,
         )
+        if Repeated.count != before:  # the server may have made it twice
+            version = _first(client, name, run_id)
         log.info("registered as models:/%s/%s", name, version.version)
     if reason:
         log.info("models:/%s@%s is not moved to it: %s", name, ALIAS, reason)
@@ -164,6 +168,16 @@ def versions_of(client: MlflowClient, name: str) -> list[ModelVersion]:
         token = page.token
         if not token:
             return found
+
+
+def _first(client: MlflowClient, name: str, run_id: str) -> ModelVersion:
+    """The one version of a run's model that stays; it was made at least once."""
+    first, *others = sorted(
+        (one for one in versions_of(client, name) if one.run_id == run_id), key=lambda one: int(one.version)
+    )
+    for other in others:
+        client.delete_model_version(name, other.version)
+    return first
 
 
 def _create(client: MlflowClient, name: str) -> None:
