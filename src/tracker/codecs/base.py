@@ -81,6 +81,8 @@ class Transformed:
         model: the changed model.
         edits: the changes of the architecture, from which the receiver rebuilds it.
         integers: weights that are integers now, by tensor name; the model has their values.
+        steps: step sizes, by tensor name, of tensors whose values are multiples of them; a coder that `takes_steps`
+            codes them without another loss.
         mac_ratio: multiply-accumulate operations of the changed model over those of the given one.
         memory_ratio: the same for the memory of its weights.
         metrics: further figures, logged as they are named here.
@@ -93,6 +95,7 @@ class Transformed:
     model: Any
     edits: Sequence[Edit] = ()
     integers: Mapping[str, Integers] = field(default_factory=dict)
+    steps: Mapping[str, float] = field(default_factory=dict)
     mac_ratio: float = 1.0
     memory_ratio: float = 1.0
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -121,6 +124,10 @@ class Context:
         key: a digest of what scores on the calibration split depend on, besides the model that is scored; part of the
             key under which they may be kept in the cache.
         framework: of the model: ``pytorch`` or ``keras``.
+        classes: the dimension of the outputs over which a softmax gives probabilities; None where there is none.
+        drop: a model's drop on the split for decisions, which the figures are not reported on.
+        tolerance: the largest drop that counts as transparent.
+        steps: for a coder: those of `Transformed`.
     """
 
     predict: Callable[[Any, Any], Tensor]
@@ -133,6 +140,10 @@ class Context:
     folder: Path | None = None
     key: Callable[[], str] = str
     framework: str = "pytorch"
+    classes: int | None = None
+    drop: Callable[[Any], float] | None = None
+    tolerance: float = 0.0
+    steps: Mapping[str, float] = field(default_factory=dict)
 
 
 class Stage(Component):
@@ -194,6 +205,7 @@ class Transform(Stage):
 
     frameworks: ClassVar[frozenset[str]] = frozenset({"pytorch"})
     makes_integers: ClassVar[bool] = False  # whether it gives weights as integers, which a coder need not quantise
+    makes_steps: ClassVar[bool] = False  # whether it gives tensors that only a coder which `takes_steps` codes well
     final: ClassVar[bool] = False  # whether no other transform may follow, as it would undo this one's work
 
     @abstractmethod
@@ -221,6 +233,7 @@ class Coder(Stage):
     """
 
     shows_progress: ClassVar[bool] = False  # whether `encode` has a progress bar of its own
+    takes_steps: ClassVar[bool] = False  # whether `encode` codes multiples of a step size as the integers they are
     codes_integers: ClassVar[bool] = False  # whether `encode` also takes int32 tensors, and codes them without loss
     of_floats: ClassVar[frozenset[str]] = frozenset()  # options that do nothing about weights that are integers already
     rate_falls_with: ClassVar[str] = ""  # the option, if there is one, that makes bitstreams smaller as it gets larger

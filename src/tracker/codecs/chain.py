@@ -102,6 +102,11 @@ def build_codec(config: Mapping[str, Any]) -> Codec | None:
             raise TrackerError(
                 f"in the chain {chain} {follower} would undo the work of {name}: make {name} the last transform"
             )
+    for name, stage in transforms.items():
+        if stage.makes_steps and not coder.takes_steps:
+            raise TrackerError(
+                f"in the chain {chain} {name} chooses step sizes, which {last} does not code; end it with nnc"
+            )
     for stage in stages.values():
         stage.check()
     return Codec(transforms, last, coder)

@@ -7,6 +7,7 @@ IEEE Transactions on Circuits and Systems for Video Technology 32(5).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -42,6 +43,7 @@ class Nnc(Coder):
 
     shows_progress: ClassVar[bool] = True
     codes_integers: ClassVar[bool] = True
+    takes_steps: ClassVar[bool] = True
     of_floats: ClassVar[frozenset[str]] = frozenset(("qp", "qp_early", "qp_late", "qp_density", "use_dq", "sparsity"))
 
     rate_falls_with: ClassVar[str] = "qp"
@@ -180,7 +182,7 @@ class Nnc(Coder):
         pairs = nnc_fold.foldable(model, {unescape(name) for name in quantised}) if self.bnf else []
         blocks = nnc_fold.blocks(pairs, arrays, escape) if pairs else None
         with nnc_units.told_in_one_line():
-            options = self._options(arrays, quantised)
+            options = self._options(arrays, quantised, context)
             coded, sizes, clipped = nnc_units.encode_units(arrays, blocks, options)
         (folder / FILE).write_bytes(coded)
         if pairs:
@@ -203,7 +205,7 @@ class Nnc(Coder):
             return None
         arrays, quantised = self._arrays(tensors)
         with nnc_units.told_in_one_line():
-            values = nnc_units.quantise_units(arrays, self._options(arrays, quantised))
+            values = nnc_units.quantise_units(arrays, self._options(arrays, quantised, context))
         return {unescape(name): torch.from_numpy(values[name]).float() for name in quantised}
 
     def decode(self, folder: Path) -> dict[str, Tensor]:
@@ -248,20 +250,22 @@ class Nnc(Coder):
                 )
         return arrays, quantised
 
-    def _options(self, arrays: Mapping[str, np.ndarray], quantised: set[str]) -> dict[str, Any]:
+    def _options(self, arrays: Mapping[str, np.ndarray], quantised: set[str], context: Context) -> dict[str, Any]:
         """Keyword arguments of ``nncodec.nnc.compress``."""
         from tracker.codecs import nnc_units
 
-        steps = self._steps([name for name, array in arrays.items() if array.ndim > 1 and name in quantised])
+        given = {escape(name): size for name, size in context.steps.items()} if context is not None else {}
+        steps = self._steps([name for name, array in arrays.items() if array.ndim > 1 and name in quantised], given)
         options: dict[str, Any] = {
             "qp": steps.qp,
             "qp_density": steps.density,
             "nonweight_qp": steps.nonweight,
             "qp_per_tensor": steps.per_tensor or None,
-            "use_dq": self.use_dq,
+            # Multiples of a step size are coded as the integers that they are: the trellis would choose others.
+            "use_dq": self.use_dq and not given,
             "codebook_mode": 2 if self.approx_method == "codebook" else 0,
             "scan_order": self.scan_order,
-            "lambda_scale": self.lambda_scale,
+            "lambda_scale": 0.0 if given else self.lambda_scale,
             "param_opt": self.param_opt,
             "cabac_unary_length_minus1": self.cabac_unary_length_minus1,
             "row_skipping": self.row_skipping,
@@ -272,9 +276,13 @@ class Nnc(Coder):
             options["qp_per_tensor"] = nnc_units.optimised_qp(weights, options)
         return options
 
-    def _steps(self, weights: Sequence[str]) -> nnc_steps.Steps:
-        """The qps, by escaped name."""
+    def _steps(self, weights: Sequence[str], given: Mapping[str, float] | None = None) -> nnc_steps.Steps:
+        """The qps, by escaped name; step sizes that a stage before has given come first."""
         own = {escape(name): qp for name, qp in self.qp_per_tensor.items()}
+        for name, size in (given or {}).items():
+            own[name] = nnc_steps.nearest_qp(size, self.qp_density)
+            if not math.isclose(nnc_steps.step_size(own[name], self.qp_density), size):
+                raise TrackerError(f"codec.nnc.qp_density={self.qp_density} lacks a step of {size:.4g}: use 2 or more")
         slopes = (self.qp_early, self.qp_late)
         return nnc_steps.resolve(self.qp_density, self.qp, self.nonweight_qp, own, slopes, weights)
 

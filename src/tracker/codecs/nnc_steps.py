@@ -6,6 +6,7 @@ ones is a whole one at a finer density, and the standard's finest, 4, has four o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -77,6 +78,13 @@ def step_size(qp: int, density: int) -> float:
     """NNC's step size: delta = (2^d + qp mod 2^d) * 2^(floor(qp / 2^d) - d)."""
     k = 1 << density
     return (k + qp % k) * 2.0 ** (qp // k - density)
+
+
+def nearest_qp(size: float, density: int) -> int:
+    """The qp whose step size is nearest to one, by their ratio."""
+    octave = math.floor(math.log2(size)) << density
+    near = range(octave, octave + (2 << density))
+    return min(near, key=lambda qp: abs(math.log(step_size(qp, density) / size)))
 
 
 def _slope(depth: float, early: float, late: float) -> float:

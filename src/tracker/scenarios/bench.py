@@ -161,6 +161,17 @@ class Bench:
             task = anchors.task_digest(unsplit, architecture, calibration, self.device)
             return hashlib.sha256(f"{self.sha256}{task}".encode()).hexdigest()
 
+        @functools.cache
+        def decisions() -> tuple[Batches, float]:
+            found = Batches(job.data.samples("search"), job.anchor, job.task)
+            given = evaluate(job.anchor, self.model, job.task, found, self.device, "anchor on the search split")
+            return found, given.metrics[job.task.primary]
+
+        def drop(model: Any) -> float:
+            found, anchor = decisions()
+            decoded = evaluate(job.anchor, model, job.task, found, self.device, "search split")
+            return job.task.drop(anchor, decoded.metrics[job.task.primary])
+
         return Context(
             job.anchor.predict,
             lambda: (inputs for inputs, _ in batches("calibration")),
@@ -171,6 +182,9 @@ class Bench:
             anchor=self.model,
             key=key,
             framework=job.anchor.framework,
+            classes=job.task.classes,
+            drop=drop,
+            tolerance=job.task.tolerance,
         )
 
     def state(self, model: Any) -> dict[str, Tensor]:

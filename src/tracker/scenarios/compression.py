@@ -137,7 +137,7 @@ def encoded(bench: Bench, codec: Codec, draft: Draft, folder: Path) -> tuple[str
     model = bench.framework.ready(draft.model, "cpu")
     with contextlib.nullcontext() if codec.coder.shows_progress else summary.activity(f"encode {codec.name}"):
         manifest, records = encode_bitstream(
-            codec, draft.tensors, model, folder, bench.context, draft.edits, draft.integers
+            codec, draft.tensors, model, folder, draft.context(bench.context), draft.edits, draft.integers
         )
     return manifest.sha256, records
 

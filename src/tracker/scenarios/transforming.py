@@ -29,6 +29,7 @@ class Draft:
         tensors: the model's.
         edits: all changes of the architecture, in order.
         integers: tensors that are integers and scales, by name.
+        steps: see `Transformed`.
         mac_ratio: multiply-accumulate operations over those of the anchor.
         memory_ratio: memory of the weights over that of the anchor.
         simulate: see `Transformed`.
@@ -39,6 +40,7 @@ class Draft:
     tensors: Mapping[str, Tensor]
     edits: list[Edit] = dataclasses.field(default_factory=list)
     integers: dict[str, Integers] = dataclasses.field(default_factory=dict)
+    steps: Mapping[str, float] = dataclasses.field(default_factory=dict)
     mac_ratio: float = 1.0
     memory_ratio: float = 1.0
     simulate: Callable[[Any], Any] | None = None
@@ -49,9 +51,14 @@ class Draft:
         self.model = given.model
         self.edits += given.edits
         self.integers = dict(given.integers)  # a transform that leaves weights alone passes no integers on: it is final
+        self.steps = given.steps
         self.mac_ratio *= given.mac_ratio
         self.memory_ratio *= given.memory_ratio
         self.simulate = given.simulate
+
+    def context(self, context: Context) -> Context:
+        """What the coder may use."""
+        return dataclasses.replace(context, steps=self.steps)
 
     def bytes(self) -> int:
         """Size without entropy coding: integers at their width with their scales, all else as float32."""

@@ -215,7 +215,9 @@ class _Measurement:
             return
         tensors = self.draft.tensors
         with self.watch("preview"):
-            coded = self.codec.coder.preview(coded_part(tensors), self.draft.model, self.bench.context)
+            coded = self.codec.coder.preview(
+                coded_part(tensors), self.draft.model, self.draft.context(self.bench.context)
+            )
         if coded is not None:
             self._evaluate({name: coded.get(name, tensor).to(tensor.dtype) for name, tensor in tensors.items()})
 

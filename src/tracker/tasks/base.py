@@ -47,6 +47,9 @@ class Task(Component):
     # Keys that change neither the metrics' values nor the samples they are measured on.
     NOT_IDENTITY: ClassVar[frozenset[str]] = frozenset({"tolerance", "batch_size", "workers", "scores_between"})
 
+    # The dimension of the outputs over which a softmax gives probabilities.
+    classes: ClassVar[int | None] = None
+
     name: str
     split: Literal["report", "search", "all"] = "report"
     tolerance: float = Field(description="the largest drop that counts as transparent, in the metric's unit")

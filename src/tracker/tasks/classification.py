@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tracker.errors import TrackerError
 from tracker.tasks.base import Evaluation, Task
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 class Classification(Task):
     """Accuracy in 0..1 over all samples (torchmetrics' multiclass accuracy, micro average)."""
+
+    classes: ClassVar[int | None] = 1
 
     name: str = "classification"
     tolerance: float = 0.005

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -22,6 +22,8 @@ class LanguageModelling(Task):
     The inputs' ``input_ids`` (N, L) are the targets too, shifted by one; where ``attention_mask`` is 0, tokens do not
     count.
     """
+
+    classes: ClassVar[int | None] = -1
 
     name: str = "language_modelling"
     tolerance: float = 0.1

@@ -1,0 +1,278 @@
+"""The training behind the stage `distill`: distortion + lambda * rate, through a uniform quantiser."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from tracker.codecs.base import Context
+from tracker.codecs.distill_rate import bits_of, code_lengths, quantised
+from tracker.codecs.finetune_inputs import Inputs, side
+from tracker.codecs.finetune_training import parameters_of
+from tracker.codecs.nnc_steps import nearest_qp, step_size
+from tracker.errors import TrackerError
+from tracker.evaluation import cloned, on_device
+
+if TYPE_CHECKING:
+    from tracker.codecs.distill import Distill
+
+DENSITY = 2  # of qp: steps end on the grid that every finer density has as well
+FINE = 2.0**-6  # steps of vectors (norms, biases), over their root mean square
+FROZEN = 0.7  # the share of a round after which steps stay where they are, on the grid
+WARM = 0.03  # the share of a round in which the learning rate rises
+RATES = {"weights": 1.0, "vectors": 2.0, "steps": 10.0}  # learning rates, over that of weights
+MEASURED = 8  # batches on which distortion is told
+FLIPPED = 0.8  # agreement of the anchor with itself on mirrored inputs, from which they are trained on as well
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A quantised network.
+
+    Attributes:
+        values: of its parameters, by name.
+        steps: the step size of each.
+        bits: per weight, as an adaptive coder of order 0 would take.
+        loss: distortion at the end of training.
+    """
+
+    values: Mapping[str, Tensor]
+    steps: Mapping[str, float]
+    bits: float
+    loss: float
+
+    def fill(self, model: nn.Module) -> None:
+        """Give a model these values."""
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(self.values[name])
+
+
+class Called(nn.Module):
+    """A model behind an anchor's `predict`, so that both can be called with other parameters."""
+
+    def __init__(self, model: nn.Module, context: Context) -> None:
+        super().__init__()
+        self.model, self.context = model, context
+
+    def forward(self, inputs: Any) -> Tensor:
+        """What `predict` gives."""
+        return self.context.predict(self.model, inputs)
+
+
+class Training:
+    """One student, its latent parameters and step sizes; trained in rounds, each of which goes on from the last."""
+
+    def __init__(self, options: Distill, student: nn.Module, teacher: nn.Module, context: Context) -> None:
+        parameters_of(student)
+        self.options, self.student, self.teacher, self.context = options, student, teacher, context
+        self.called = Called(student, context)
+        self.parameters = {
+            name: parameter.detach().clone().requires_grad_(parameter.is_floating_point())
+            for name, parameter in student.named_parameters()
+        }
+        floats = {name: tensor for name, tensor in self.parameters.items() if tensor.is_floating_point()}
+        self.weights = [name for name, tensor in floats.items() if tensor.ndim > 1 and tensor.numel()]
+        self.vectors = {name: fine_step(tensor) for name, tensor in floats.items() if name not in self.weights}
+        self.logs: dict[str, Tensor] = {}
+        self.count = max(sum(self.parameters[name].numel() for name in self.weights), 1)
+        self.generator = torch.Generator().manual_seed(context.seed)
+        first = on_device(next(iter(context.training())), context.device, torch.float32)
+        crop = side(context.predict, teacher, first) if options.crop == "auto" else options.crop
+        self.inputs = Inputs(context, options.batch_size, crop, self.generator)
+        output = self.taught(first)
+        self.loss = options.loss if options.loss != "auto" else ("kl" if context.classes is not None else "mse")
+        self.axis = 1 if context.classes is None else context.classes
+        if self.loss == "kl" and (output.ndim < 2 or output.shape[self.axis] < 2):
+            raise TrackerError(f"distill: loss=kl needs logits of several classes, not {tuple(output.shape)}; use mse")
+        self.variance = max(float(output.var(correction=0)), 1e-30)
+        self.shifted = isinstance(first, Tensor) and first.ndim == 4 and not crop and self.loss == "kl"
+        self.flipped = self.shifted and self._agrees_mirrored(first, output)
+        self.endless = self._endless()
+        self.bfloat16 = options.precision == "bfloat16" or (
+            options.precision == "auto" and has_bfloat16(context.device)
+        )
+
+    def set_steps(self, sizes: Mapping[str, float]) -> None:
+        """Step sizes of the weights."""
+        device = self.context.device
+        self.logs = {n: torch.tensor(math.log(sizes[n]), device=device, requires_grad=True) for n in self.weights}
+
+    def taught(self, inputs: Any) -> Tensor:
+        """The teacher's outputs."""
+        with torch.no_grad():
+            return self.context.predict(self.teacher, cloned(inputs)).float()
+
+    def output(self, inputs: Any, values: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The student's outputs, with its latent parameters or with others."""
+        named = {f"model.{name}": tensor for name, tensor in (values or self.parameters).items()}
+        found: Tensor = torch.func.functional_call(self.called, named, (cloned(inputs),))
+        return found.float()
+
+    def batches(self) -> Iterator[Any]:
+        """Training inputs, moved and mirrored at random, without end."""
+        for inputs in self.endless:
+            inputs = on_device(inputs, self.context.device, torch.float32)
+            yield self._moved(inputs) if self.shifted else inputs
+
+    def distortion(self) -> float:
+        """The mean loss of the quantised student, without its rate."""
+        with torch.no_grad():
+            values, _ = self._quantised(self._sizes())
+            losses = []
+            for inputs in itertools.islice(self.context.calibration(), MEASURED):
+                given = on_device(inputs, self.context.device, torch.float32)
+                losses.append(float(self._distance(self.output(given, values), self.taught(given))))
+        return sum(losses) / len(losses)
+
+    def snapshot(self) -> Quantised:
+        """The quantised student as it is coded: steps on the grid."""
+        with torch.no_grad():
+            sizes = {name: on_grid(float(log.exp())) for name, log in self.logs.items()}
+            tensors = {name: torch.tensor(size, device=self.context.device) for name, size in sizes.items()}
+            values, bits = self._quantised(tensors)
+            values = {name: tensor.detach().clone() for name, tensor in values.items()}
+            return Quantised(values, {**sizes, **self.vectors}, float(bits) / self.count, math.nan)
+
+    def round(self, weight: float, share: float, label: str) -> tuple[Quantised, float]:
+        """Train with one lambda.
+
+        Args:
+            weight: lambda: of bits per weight, in the loss.
+            share: of all seconds or steps.
+            label: for the progress bar.
+
+        Returns:
+            What was reached, and the seconds that it took.
+        """
+        options, began = self.options, time.monotonic()
+        groups = {
+            "weights": [self.parameters[name] for name in self.weights],
+            "vectors": [self.parameters[name] for name in self.vectors],
+            "steps": list(self.logs.values()),
+        }
+        optimiser = torch.optim.Adam(
+            [{"params": tensors, "name": name} for name, tensors in groups.items()], betas=(0.9, 0.99)
+        )
+        limit = max(1, round(options.steps * share)) if options.steps else None
+        frozen: dict[str, Tensor] | None = None
+        losses: list[float] = []
+        with tqdm(total=100, desc=label, unit="%", disable=None, leave=False) as bar:
+            for number, inputs in enumerate(self.batches()):
+                done = number / limit if limit else (time.monotonic() - began) / (options.seconds * share)
+                if done >= 1:
+                    break
+                if done >= FROZEN and frozen is None:
+                    frozen = self._frozen()
+                for group in optimiser.param_groups:
+                    group["lr"] = options.learning_rate * RATES[group["name"]] * schedule(done)
+                losses.append(self._step(optimiser, inputs, weight, frozen))
+                bar.update(int(100 * done) - bar.n)
+        last = losses[-max(1, len(losses) // 10) :]
+        reached = self.snapshot()
+        return Quantised(reached.values, reached.steps, reached.bits, sum(last) / len(last)), time.monotonic() - began
+
+    def _step(
+        self, optimiser: torch.optim.Optimizer, inputs: Any, weight: float, frozen: Mapping[str, Tensor] | None
+    ) -> float:
+        """One step of training; the distortion before it."""
+        kind = torch.device(self.context.device).type
+        with torch.autocast(kind, torch.bfloat16, enabled=self.bfloat16):
+            target = self.taught(inputs)
+            values, bits = self._quantised(frozen or self._sizes())
+            output = self.output(inputs, values)
+        distance = self._distance(output, target)
+        if not distance.requires_grad:
+            raise TrackerError("distill cannot train this model: its outputs do not depend on its parameters")
+        loss = distance + weight * bits / self.count
+        optimiser.zero_grad()
+        if math.isfinite(float(loss.detach())):
+            loss.backward()
+            optimiser.step()
+        return float(distance.detach())
+
+    def _sizes(self) -> dict[str, Tensor]:
+        return {name: log.exp() for name, log in self.logs.items()}
+
+    def _frozen(self) -> dict[str, Tensor]:
+        """Steps on the grid, on which they stay."""
+        for log in self.logs.values():
+            log.data.fill_(math.log(on_grid(float(log.detach().exp()))))
+        return {name: log.detach().exp() for name, log in self.logs.items()}
+
+    def _quantised(self, sizes: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """All parameters after quantisation, and the bits of the weights."""
+        values = dict(self.parameters)
+        bits = torch.zeros((), device=self.context.device)
+        for name in self.weights:
+            values[name], integers = quantised(self.parameters[name], sizes[name])
+            bits = bits + bits_of(self.parameters[name] / sizes[name], code_lengths(integers))
+        for name, size in self.vectors.items():
+            step = torch.tensor(size, device=self.context.device)
+            values[name] = quantised(self.parameters[name], step)[0]
+        return values, bits
+
+    def _distance(self, output: Tensor, target: Tensor) -> Tensor:
+        if output.shape != target.shape:
+            raise TrackerError(
+                f"distill: the model's outputs are {tuple(output.shape)}, but the anchor's {tuple(target.shape)}"
+            )
+        if self.loss == "mse":
+            return (output - target).square().mean() / self.variance
+        heat = self.options.temperature
+        wanted, given = ((one / heat).log_softmax(dim=self.axis) for one in (target, output))
+        return F.kl_div(given, wanted, reduction="none", log_target=True).sum(dim=self.axis).mean() * heat**2
+
+    def _agrees_mirrored(self, inputs: Tensor, output: Tensor) -> bool:
+        """Whether the anchor says of mirrored inputs what it says of the inputs: then they are natural ones."""
+        agreement = self.context.agreement
+        return agreement is not None and agreement(self.taught(inputs.flip(3)), output) >= FLIPPED
+
+    def _endless(self) -> Iterator[Any]:
+        while True:
+            yield from (inputs for inputs, _ in self.inputs.epoch())
+
+    def _moved(self, inputs: Tensor) -> Tensor:
+        """Images, shifted together by a few pixels, and half of them mirrored."""
+        if self.flipped:
+            chosen = torch.rand(len(inputs), generator=self.generator) < 0.5
+            inputs = torch.where(chosen.to(inputs.device)[:, None, None, None], inputs.flip(3), inputs)
+        reach = [int(length * self.options.shift) for length in inputs.shape[2:]]
+        top, left = (int(torch.randint(2 * most + 1, (1,), generator=self.generator)) for most in reach)
+        height, width = inputs.shape[2:]
+        padded = F.pad(inputs, (reach[1], reach[1], reach[0], reach[0]), mode="replicate")
+        found = padded[:, :, top : top + height, left : left + width]
+        return found.contiguous(memory_format=torch.channels_last)
+
+
+def schedule(done: float) -> float:
+    """The learning rate over a round, as a share: up at once, then down as a cosine."""
+    return min(1.0, (done + 1e-3) / WARM) * max(0.5 * (1 + math.cos(math.pi * done)), 0.01)
+
+
+def on_grid(size: float) -> float:
+    """The nearest step size that NNC has."""
+    return step_size(nearest_qp(size, DENSITY), DENSITY)
+
+
+def fine_step(vector: Tensor) -> float:
+    """A step size for a norm or a bias."""
+    size = float(vector.detach().square().mean().sqrt()) if vector.numel() else 0.0
+    return on_grid(FINE * size) if size > 0 else 1.0
+
+
+def has_bfloat16(device: str) -> bool:
+    """Whether a device computes in bfloat16 faster than in float32."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(known and known())

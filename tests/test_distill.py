@@ -1,0 +1,192 @@
+"""Training through the quantiser: the rate in the loss is the coder's, and what is coded is what was trained."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Here, runs
+from nncodec import nnc
+from scipy.stats import entropy
+from torch import nn
+
+from tracker.codecs.base import Context
+from tracker.codecs.chain import build_codec
+from tracker.codecs.distill import Distill, Round, following
+from tracker.codecs.distill_rate import bits_of, code_lengths, quantised
+from tracker.codecs.distill_start import plain_norms, sensitivities, shares
+from tracker.codecs.distill_training import Quantised, Training
+from tracker.codecs.nnc import Nnc
+from tracker.codecs.nnc_steps import nearest_qp, step_size
+from tracker.errors import TrackerError
+
+DISTILL = {"_target_": "tracker.codecs.distill.Distill"}
+WORDS = ("codec.distill.steps=300", "codec.distill.rounds=2", "codec.distill.precision=float32")
+
+
+def test_the_rate_is_the_entropy_of_the_integers() -> None:
+    torch.manual_seed(0)
+    integers = torch.distributions.Laplace(0.0, 1.5).sample((400, 300)).round()
+    counts = torch.bincount(integers.abs().flatten().long())
+    wanted = integers.numel() * float(entropy(counts.numpy(), base=2)) + int((integers != 0).sum())
+    assert float(bits_of(integers, code_lengths(integers))) == pytest.approx(wanted, rel=2e-3)
+
+
+def test_the_rate_falls_towards_zero_and_its_slope_is_that_between_integers() -> None:
+    integers = torch.tensor([0.0] * 90 + [1.0] * 8 + [3.0] * 2)
+    lengths = code_lengths(integers)
+    assert bool((lengths[1:] >= lengths[:-1]).all()) and bool(torch.isfinite(lengths).all())
+    values = torch.tensor([0.4, -0.4, 1e6], requires_grad=True)
+    bits_of(values, lengths).backward()
+    assert values.grad is not None
+    slope = float(lengths[1] - lengths[0])
+    assert values.grad[:2].tolist() == pytest.approx([slope, -slope])
+
+
+def test_gradients_of_the_quantiser_are_those_of_the_learned_step() -> None:
+    """Esser et al. 2020, equation 3, without clipping: round(v / s) - v / s by the step, and 1 by the value."""
+    values = torch.tensor([0.26, -0.9, 0.04], requires_grad=True)
+    step = torch.tensor(0.1, requires_grad=True)
+    found, integers = quantised(values, step)
+    assert integers.tolist() == [3, -9, 0] and torch.allclose(found, integers * 0.1)
+    found.sum().backward()
+    assert values.grad is not None and step.grad is not None
+    assert values.grad.tolist() == pytest.approx([1, 1, 1])
+    assert float(step.grad) == pytest.approx(float((integers - values.detach() / 0.1).sum()), abs=1e-5)
+
+
+def test_norms_become_a_scale_and_a_shift() -> None:
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(), nn.BatchNorm1d(180))
+    for _ in range(3):
+        model(torch.randn(8, 3, 8, 8) * 2 + 1)
+    with torch.no_grad():
+        for module in (model[1], model[4]):
+            module.weight.uniform_(-2, 2)
+            module.bias.uniform_(-2, 2)
+    inputs = torch.randn(4, 3, 8, 8)
+    before = model.eval()(inputs)
+    plain_norms(model)
+    assert torch.allclose(model(inputs), before, atol=1e-5)
+    for module in (model[1], model[4]):
+        assert not module.running_mean.any() and bool((module.running_var == 1).all())
+
+
+@pytest.mark.parametrize("size", [1.0, 0.013, 3e-4, 17.0, step_size(-13, 2), step_size(5, 2)])
+def test_the_nearest_qp(size: float) -> None:
+    every = min(range(-128, 128), key=lambda qp: abs(math.log(step_size(qp, 2) / size)))
+    assert nearest_qp(size, 2) == every
+
+
+def linear(seed: int = 0) -> tuple[nn.Module, Context]:
+    """Two layers without anything between them, so that the Gauss-Newton matrix is known; and inputs."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(6, 4, bias=False), nn.Linear(4, 3, bias=False))
+    batches = [torch.randn(64, 6) * torch.tensor([1.0, 2, 3, 0.1, 1, 1]) for _ in range(8)]
+    context = Context(
+        lambda model, inputs: model(inputs),
+        lambda: batches,
+        0,
+        "cpu",
+        training=lambda: batches,
+        anchor=model,
+        drop=lambda model: 0.0,
+    )
+    return model, context
+
+
+def test_sensitivities_are_the_diagonal_of_the_gauss_newton_matrix() -> None:
+    model, context = linear()
+    training = Training(Distill(loss="mse", batch_size=1), copy.deepcopy(model), model, context)
+    # One sample a batch: eight of them are too few, so the estimate is averaged over many draws.
+    found = [sensitivities(training) for _ in range(400)]
+    inputs = torch.cat(list(context.training()))
+    first, second = model[0].weight.detach(), model[1].weight.detach()
+    scale = 3 * training.variance  # the loss is the mean over 3 outputs, over the anchor's variance
+    exact = {
+        "0.weight": float(torch.outer(second.square().sum(0), inputs.square().mean(0)).mean()) / scale,
+        "1.weight": float((inputs @ first.T).square().mean()) / scale,
+    }
+    for name, wanted in exact.items():
+        assert np.mean([one[name] for one in found]) == pytest.approx(wanted, rel=0.15), name
+
+
+def test_steps_are_finer_where_it_matters_more() -> None:
+    found = shares({"a": 1.0, "b": 4.0, "c": 0.0})
+    assert found["a"] / found["b"] == pytest.approx(2.0) and found["c"] == 8.0
+    assert shares({"a": 1e-9, "b": 1e9}) == {"a": 8.0, "b": 0.125}
+
+
+def test_the_next_lambda_lies_between_what_was_transparent_and_what_was_not() -> None:
+    def done(*rounds: tuple[float, float]) -> list[Round]:
+        return [Round(weight, Quantised({}, {}, 1.0, 0.0), drop, 1.0) for weight, drop in rounds]
+
+    assert following(done((4, 0.0)), 0.005) > 4
+    assert following(done((4, 0.1)), 0.005) < 4
+    assert following(done((4, 0.0), (8, 0.1)), 0.005) == pytest.approx(math.sqrt(32))
+    # What was trained less, long ago, no longer bounds it.
+    assert following(done((8, 0.1), (4, 0.0), (5, 0.0)), 0.005) > 5
+
+
+def test_nnc_codes_multiples_of_given_steps_as_they_are(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    steps = {"w": step_size(-13, 2), "b": step_size(-30, 2)}
+    tensors = {
+        "w": torch.randint(-3, 4, (40, 30)) * torch.tensor(steps["w"]),
+        "b": torch.randint(-90, 90, (40,)) * torch.tensor(steps["b"]),
+    }
+    context = Context(lambda model, inputs: inputs, lambda: [], 0, "cpu", steps=steps)
+    coder = Nnc(qp=-20, use_dq=True)
+    records = coder.encode(tensors, tmp_path, nn.Module(), context)
+    decoded = coder.receiver().decode(tmp_path)
+    assert all(torch.equal(decoded[name], tensor) for name, tensor in tensors.items())
+    assert {record.name: record.step_size for record in records} == steps
+    preview = coder.preview(tensors, nn.Module(), context)
+    assert preview is not None and all(torch.equal(preview[name], tensor) for name, tensor in tensors.items())
+    with pytest.raises(TrackerError, match="qp_density=0 lacks a step"):
+        Nnc(qp_density=0, qp=-5, nonweight_qp=-15).encode(tensors, tmp_path, nn.Module(), context)
+
+
+@pytest.mark.parametrize(
+    ("stages", "reason"),
+    [
+        ({"distill": DISTILL, "int8": {"_target_": "tracker.codecs.integers.Int8"}}, "which int8 does not code"),
+        ({"distill": DISTILL, "finetune": {"_target_": "tracker.codecs.finetune.Finetune"},
+          "nnc": {"_target_": "tracker.codecs.nnc.Nnc"}}, "undo the work of distill"),
+    ],
+)  # fmt: skip
+def test_chains_that_would_lose_its_work_are_refused(stages: dict, reason: str) -> None:
+    with pytest.raises(TrackerError, match=reason):
+        build_codec(stages)
+
+
+@pytest.mark.slow
+def test_a_run_is_small_transparent_and_the_same_again(here: Here, ready: Path) -> None:
+    for words in (("+codec=nnc", "codec.nnc.qp=-26"), *2 * [("+codec=nnc_calibrated", *WORDS)]):
+        done = here(*words)
+        assert done.returncode == 0, done.stderr
+    plain, first, second = runs(ready, "compression")
+    assert first.data.tags["tracker.codec"] == "distill>nnc"
+    assert first.data.metrics["size/bitstream_bytes"] < 0.7 * plain.data.metrics["size/bitstream_bytes"]
+    assert first.data.metrics["distill/search_drop"] <= 0.005
+    assert first.data.tags["tracker.bitstream.sha256"] == second.data.tags["tracker.bitstream.sha256"]
+    artifacts = ready / "mlruns" / "artifacts" / first.info.run_id / "artifacts"
+    rounds = json.loads((artifacts / "stages" / "distill" / "rounds.json").read_text())
+    assert len(rounds["data"]) == 3 and (artifacts / "plots" / "distill-rounds.png").is_file()
+
+    # NNCodec alone decodes what was evaluated.
+    from tracker.bitstream import decode_bitstream
+
+    alone = nnc.decompress(bytearray((artifacts / "bitstream" / "model.nnc").read_bytes()))
+    ours = decode_bitstream(artifacts / "bitstream")
+    assert alone and all(np.array_equal(array, ours[name].numpy()) for name, array in alone.items())
+
+
+def test_keras_is_refused(here: Here) -> None:
+    done = here("anchor=keras_digits", "+codec=[distill,nnc]")
+    assert done.returncode == 1 and "pytorch only" in done.stderr and done.stderr.count("\n") == 1
