@@ -11,8 +11,9 @@ from torch import Tensor
 from tracker.bitstream.manifest import Manifest, read_manifest
 from tracker.bitstream.state import restore
 from tracker.codecs.base import Coder
-from tracker.component import locate
 from tracker.errors import TrackerError
+from tracker.structure.base import check_kinds
+from tracker.trust import CODERS, SHOWN, given, trusted_object
 
 
 def decode_bitstream(
@@ -27,11 +28,13 @@ def decode_bitstream(
         sha256: the digest that is expected, where it is known from elsewhere.
 
     Raises:
-        TrackerError: the bitstream is damaged, another one than expected, or asks for a coder that is not trusted.
+        TrackerError: the bitstream is damaged, another one than expected, or asks for a coder or a change of the
+            architecture that is not trusted.
     """
     manifest = read_manifest(folder)
     if sha256 is not None and manifest.sha256 != sha256:
         raise TrackerError(f"{folder} holds the bitstream {manifest.sha256}, not {sha256}: refused")
+    check_kinds(manifest.structure, trusted)  # nothing is repeated here, but no part of a forged manifest is passed on
     coder = coder or trusted_coder(manifest, trusted)
     try:
         # A state dict without any tensor for a coder (all integers, say) has no coder's file to read.
@@ -53,15 +56,13 @@ def trusted_coder(manifest: Manifest, trusted: Collection[str] = ()) -> Coder:
         TrackerError: it comes from elsewhere, or is no coder.
     """
     path = manifest.coder
-    if not path.startswith("tracker.codecs.") and path.split(".")[0] not in trusted:
-        raise TrackerError(
-            f"the bitstream asks for the coder {path}, which is not a part of tracker: "
-            f"if you trust the package, name it by --trust {path.split('.')[0]} (scenario.trust of scenario=receive)"
-        )
-    found = locate(path, "coder")
+    advice = f"name it by --trust {path.split('.')[0][:SHOWN]} (scenario.trust of scenario=receive)"
+    found = trusted_object(path, (CODERS, *given(trusted)), "coder", advice)
     if not isinstance(found, type) or not issubclass(found, Coder) or inspect.isabstract(found):
-        raise TrackerError(f"the bitstream asks for {path}, which is not a coder: refused")
+        raise TrackerError(f"the bitstream asks for {path[:SHOWN]}, which is not a coder: refused")
     try:
         return found()
     except (TypeError, ValueError) as error:  # pydantic's ValidationError is a ValueError
-        raise TrackerError(f"the bitstream asks for {path}, which cannot be built without options: refused") from error
+        raise TrackerError(
+            f"the bitstream asks for {path[:SHOWN]}, which cannot be built without options: refused"
+        ) from error

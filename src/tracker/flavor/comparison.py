@@ -229,6 +229,7 @@ def _logged_anchor(decoded: Any, run_id: str) -> tuple[Predict, float | None]:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
+    from tracker.flavor.architecture import rebuild
     from tracker.flavor.predictor import Predictor
     from tracker.frameworks import load_framework
     from tracker.tracking.anchors import read_weights
@@ -244,7 +245,7 @@ def _logged_anchor(decoded: Any, run_id: str) -> tuple[Predict, float | None]:
             'evaluator_config={"anchor": "models:/NAME/VERSION"}'
         ) from error
     anchor = decoded.anchor
-    built = anchor.build()
+    built = rebuild(anchor)
     load_framework(anchor.framework).fill(built, weights, "the anchor's weights")
     tolerance = data.params.get("task.tolerance")
     return Predictor(anchor, built, decoded.device).predict, None if tolerance is None else float(tolerance)
