@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -69,6 +70,7 @@ def decode(
     """
     from tracker.bitstream.decoder import decode_bitstream
     from tracker.bitstream.state import own_memory
+    from tracker.imports import silent
 
     coder = None
     if command is not None:
@@ -80,7 +82,8 @@ def decode(
             "--decode-command",
             External,
         )
-    tensors = decode_bitstream(bitstream, coder, trusted, sha256)
+    with silent() if coder is None else contextlib.nullcontext():  # a decoder's own words on what ends in one line here
+        tensors = decode_bitstream(bitstream, coder, trusted, sha256)
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from tracker.bitstream.manifest import Manifest, read_manifest
-from tracker.bitstream.state import restore
+from tracker.bitstream.state import SIDE, restore
 from tracker.codecs.base import Coder
 from tracker.errors import TrackerError
 from tracker.structure.base import check_kinds
@@ -36,9 +36,12 @@ def decode_bitstream(
         raise TrackerError(f"{folder} holds the bitstream {manifest.sha256}, not {sha256}: refused")
     check_kinds(manifest.structure, trusted)  # nothing is repeated here, but no part of a forged manifest is passed on
     coder = coder or trusted_coder(manifest, trusted)
+    coded = set(manifest.files) - {SIDE}
     try:
         # A state dict without any tensor for a coder (all integers, say) has no coder's file to read.
-        decoded = coder.decode(folder) if set(manifest.files) - {"side.zst"} else {}
+        decoded = coder.decode(folder) if coded else {}
+        if coded and not decoded:
+            raise TrackerError(f"{folder} is damaged: there is no tensor in {min(coded)[:SHOWN]}; get it again")
         return restore(folder, decoded)
     except TrackerError:
         raise

@@ -87,11 +87,10 @@ def compare(
     kind = options.task or TASKS[model_type]()
     tolerance = options.tolerance if options.tolerance is not None else tolerance
     task = kind if tolerance is None else kind.model_copy(update={"tolerance": tolerance})
-    if dataset.labels_data is None:
-        raise TrackerError("the data has no targets; give targets=")
+    labels = targets(dataset.labels_data)
     signature = model.metadata.signature if model.metadata else None
     inputs = arrays(dataset.features_data, signature.inputs if signature else None)
-    comparison = Comparison(task, options, inputs, np.asarray(dataset.labels_data))
+    comparison = Comparison(task, options, inputs, labels)
     metrics = comparison.measure(predict, model.predict)
     return _logged(metrics, comparison.worst(), run_id, model_id or model.model_id)
 
@@ -195,17 +194,49 @@ def arrays(given: Any, schema: Any) -> Any:
     return _shaped(given, schema.inputs[0])
 
 
+def targets(given: Any) -> np.ndarray:
+    """The targets of a data set.
+
+    Raises:
+        TrackerError: there are none, or they are no numbers.
+    """
+    if given is None:
+        raise TrackerError("the data has no targets; give targets=")
+    found = np.asarray(given)
+    if not len(found):
+        raise TrackerError("the data has no samples")
+    if found.dtype == object:
+        found = _numbers(list(found), None, "the targets")
+    if found.dtype.kind not in "biuf":
+        raise TrackerError(f"the targets are no numbers, but such as {str(found.flat[0])[:40]!r}: give a class's index")
+    return found
+
+
 def _shaped(given: Any, spec: Any) -> np.ndarray:
     array = given.to_numpy() if hasattr(given, "to_numpy") else np.asarray(given)
-    if array.dtype == object:  # a column of lists
-        array = np.stack([np.asarray(row[0], dtype=spec.type) for row in array])
+    lists = array.dtype == object and array.ndim == 2 and array.shape[1] == 1
+    array = _numbers(
+        [row[0] for row in array] if lists else array, spec.type, f"the samples of {spec.name or 'the data'}"
+    )
     wanted = (len(array), *spec.shape[1:])
     try:
-        return array.astype(spec.type).reshape(array.shape if -1 in wanted else wanted)
+        return array.reshape(array.shape if -1 in wanted else wanted)
     except ValueError as error:
         raise TrackerError(
             f"the samples have shape {array.shape[1:]}, and the model takes {tuple(spec.shape[1:])}"
         ) from error
+
+
+def _numbers(given: Any, dtype: Any, what: str) -> np.ndarray:
+    """An array of samples.
+
+    Raises:
+        TrackerError: they differ in shape, or are no numbers.
+    """
+    try:
+        return np.asarray(given, dtype=dtype)
+    except (TypeError, ValueError) as error:
+        raise TrackerError(f"{what} are no numbers of one shape: {str(error)[:160]}") from error
 
 
 def anchor_of(model: Any, options: Options) -> tuple[Predict, float | None] | None:

@@ -113,11 +113,18 @@ def logged_model(client: MlflowClient, run_id: str) -> tuple[Run, LoggedModel]:
 
 
 def versions_of(client: MlflowClient, name: str) -> list[ModelVersion]:
-    """All versions of a registered model; none where there is none of that name."""
+    """All versions of a registered model; none where there is none of that name.
+
+    Raises:
+        TrackerError: no filter of MLflow's can name it.
+    """
+    quote = next((mark for mark in "'\"" if mark not in name), None)
+    if quote is None:
+        raise TrackerError(f"no registered model can be named {name[:80]!r}: it has both kinds of quotes")
     found: list[ModelVersion] = []
     token = None
     while True:
-        page = client.search_model_versions(f"name = '{name}'", page_token=token)
+        page = client.search_model_versions(f"name = {quote}{name}{quote}", page_token=token)
         found += page
         token = page.token
         if not token:
