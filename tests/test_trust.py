@@ -31,6 +31,7 @@ from tracker.codecs.chain import build_codec
 from tracker.decode import main as decode
 from tracker.errors import TrackerError
 from tracker.flavor.architecture import read_architecture, rebuild, write_architecture
+from tracker.receiver import decode_model
 
 OWN = """
 import urllib.request
@@ -173,17 +174,15 @@ def test_a_pipe_for_mlmodel_is_refused(model: Path) -> None:
 @pytest.mark.parametrize("trusted", [(), ["wicked.models", "wick", ""], "wicked.models"])
 def test_coders_and_kinds_of_others_are_not_imported(model: Path, trusted: object) -> None:
     """Nor those of the package of which a module is trusted."""
+
+    def decoded(path: str, trusted: object) -> None:
+        decode_model(Path(path) / "bitstream", Digits(name="digits", width=4).build(), trusted=trusted)
+
     forged(model, coder="wicked.Coder")
-    for call in (
-        tracker.flavor.load_model,
-        lambda path, trusted: decode_bitstream(Path(path) / "bitstream", None, trusted),
-    ):
+    for call in (tracker.flavor.load_model, decoded):
         assert "coder wicked.Coder" in refused(call, str(model), trusted=trusted)
     forged(model, coder="tracker.codecs.integers.Int8", structure=[["wicked", {"0": 1}]])
-    for call in (
-        tracker.flavor.load_model,
-        lambda path, trusted: decode_bitstream(Path(path) / "bitstream", None, trusted),
-    ):
+    for call in (tracker.flavor.load_model, decoded):
         assert "'wicked'" in refused(call, str(model), trusted=trusted)
     assert "wicked" not in sys.modules
 
