@@ -209,6 +209,30 @@ def test_decode_refuses_what_a_receiver_would(model: Path, capsys: pytest.Captur
     assert len(lines) == 2 and all(line.startswith("error: ") and len(line) < 400 for line in lines)
 
 
+LOUD = """
+import os
+from tracker.codecs.integers import Int8
+class Loud(Int8):
+    def decode(self, folder):
+        os.write(2, b'a word of the decoder\\n')
+        raise ValueError('no stream')
+"""
+
+
+def test_decode_says_one_line_whatever_a_decoder_says(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (model.parent / "code" / "wicked_loud.py").write_text(LOUD)
+    forged(model, coder="wicked_loud.Loud")
+    assert decode([str(model / "bitstream"), str(model / "out.safetensors"), "--trust", "wicked_loud"]) == 1
+    told = capfd.readouterr().err
+    assert told.startswith("error: ") and "no stream" in told and told.count("\n") == 1
+
+
+def test_an_architecture_that_is_nested_too_deep_is_refused(model: Path) -> None:
+    deep = json.dumps({"_target_": CHECKPOINT, "name": "x", "weights_file": "w", "factory": {"a": 1}})
+    (model / "architecture.json").write_text(deep.replace("1", "[" * 900 + "]" * 900))
+    assert "damaged" in refused(tracker.flavor.load_model, str(model))
+
+
 def test_a_file_named_twice_or_without_tensors_is_refused(model: Path) -> None:
     files = json.loads((model / "bitstream" / "manifest.json").read_text())["files"]
     assert "twice" in refused(decode_bitstream, forged(model, files=[*files, files[0]]) / "bitstream")

@@ -115,7 +115,10 @@ def _received(node: dict[str, Any], path: Path, *packages: str) -> Anchor:
     if not isinstance(found, type) or not issubclass(found, Anchor):
         raise TrackerError(f"{path / FILE} names {target[:SHOWN]}, which is not an anchor: refused")
     check_plain(path / FOLDER, folder=True)
-    placed = {key: _placed(item, path, _is_path(found, key)) for key, item in node.items()}
+    try:
+        placed = {key: _placed(item, path, _is_path(found, key)) for key, item in node.items()}
+    except RecursionError as error:
+        raise TrackerError(f"{path / FILE} is damaged: it is nested too deep; get the model again") from error
     anchor = build(placed, "architecture", Anchor)  # type: ignore[type-abstract]
     anchor.check_received(path / FOLDER)
     return anchor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -24,19 +25,28 @@ def offline() -> Iterator[None]:
         TrackerError: within the block, where something tries.
     """
     _watch()
-    hub = sys.modules.get("huggingface_hub.constants")
-    before, outer = getattr(hub, "HF_HUB_OFFLINE", None), getattr(_block, "on", False)
+    outer, before = getattr(_block, "on", False), _hub_is_offline()
     try:
         with environment("HF_HUB_OFFLINE", "1"):  # read when huggingface_hub is first imported
-            if hub is not None:
-                hub.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
+            _set_hub_offline(True)
             _block.on = True
             yield
     finally:
         _block.on = outer
-        hub = sys.modules.get("huggingface_hub.constants")
-        if hub is not None:
-            hub.HF_HUB_OFFLINE = bool(before)  # type: ignore[attr-defined]
+        _set_hub_offline(before)
+
+
+def _hub_is_offline() -> bool:
+    """What huggingface_hub goes by now, or will when it is imported."""
+    hub = sys.modules.get("huggingface_hub.constants")
+    by_environment = any(os.environ.get(name) for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    return bool(getattr(hub, "HF_HUB_OFFLINE", by_environment))
+
+
+def _set_hub_offline(value: bool) -> None:
+    hub: Any = sys.modules.get("huggingface_hub.constants")
+    if hub is not None:
+        hub.HF_HUB_OFFLINE = value
 
 
 @functools.cache

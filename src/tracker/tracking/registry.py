@@ -118,13 +118,18 @@ def versions_of(client: MlflowClient, name: str) -> list[ModelVersion]:
     Raises:
         TrackerError: no filter of MLflow's can name it.
     """
-    quote = next((mark for mark in "'\"" if mark not in name), None)
-    if quote is None:
-        raise TrackerError(f"no registered model can be named {name[:80]!r}: it has both kinds of quotes")
+    from mlflow.exceptions import MlflowException
+
     found: list[ModelVersion] = []
     token = None
+    quote = '"' if "'" in name else "'"
     while True:
-        page = client.search_model_versions(f"name = {quote}{name}{quote}", page_token=token)
+        try:
+            page = client.search_model_versions(f"name = {quote}{name}{quote}", page_token=token)
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            raise TrackerError(f"no registered model can be named {name[:80]!r}: choose a plainer name") from error
         found += page
         token = page.token
         if not token:
