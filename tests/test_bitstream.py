@@ -142,12 +142,13 @@ def test_impossible_shapes_are_refused_before_nncodec_sees_them(shape: tuple[int
     from nncodec.nnc_core import coder
 
     from tracker.codecs.nnc_guard import checked_shapes
+    from tracker.memory import physical_bytes
 
     class Claim:
         nbytes = 4 * int(torch.tensor(shape, dtype=torch.float64).prod())
 
     original = coder.baseline.decode
-    with checked_shapes(), pytest.raises(TrackerError, match="impossible shape"):
+    with checked_shapes(physical_bytes()), pytest.raises(TrackerError, match="impossible shape"):
         coder.baseline.decode(None, {"parameters": {"a": Claim()}}, None, "a")
     assert coder.baseline.decode is original
 

@@ -390,8 +390,8 @@ def test_the_model_of_a_run_that_fails_is_no_result(here: Here, ready: Path, mon
 @pytest.mark.parametrize(
     ("origin", "wanted"),
     [
-        (None, "tracker==1.2"),
-        ({"url": "file:///home/me/tracker", "dir_info": {"editable": True}}, "tracker==1.2"),
+        (None, None),  # not tracker==1.2: the index has a package of that name that is not this one
+        ({"url": "file:///home/me/tracker", "dir_info": {"editable": True}}, None),
         ({"url": "https://example.org/t.tar.gz", "archive_info": {}}, "tracker @ https://example.org/t.tar.gz"),
         (
             {"url": "https://example.org/t.git", "vcs_info": {"vcs": "git", "commit_id": "abc"}},
@@ -399,7 +399,9 @@ def test_the_model_of_a_run_that_fails_is_no_result(here: Here, ready: Path, mon
         ),
     ],
 )
-def test_where_a_receiver_gets_tracker(origin: dict | None, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_a_receiver_gets_tracker(
+    origin: dict | None, wanted: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """PEP 610's direct_url.json, as pip writes it."""
     import importlib.metadata as metadata
 
@@ -412,6 +414,24 @@ def test_where_a_receiver_gets_tracker(origin: dict | None, wanted: str, monkeyp
 
     real = metadata.distribution
     monkeypatch.setattr(metadata, "distribution", lambda name: Installed() if name == "tracker" else real(name))
-    assert tracker.flavor.get_default_pip_requirements()[0] == wanted
+    named = [line for line in tracker.flavor.get_default_pip_requirements() if line.startswith("tracker")]
+    assert named == ([wanted] if wanted else [])
     monkeypatch.setenv("TRACKER_REQUIREMENT", "tracker @ https://example.org/other.tar.gz")
     assert tracker.flavor.get_default_pip_requirements()[0] == "tracker @ https://example.org/other.tar.gz"
+
+
+def test_a_checkout_is_the_commit_of_its_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the password of its address; and of no use where that is not one of the network."""
+    from tracker.flavor import model
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(tmp_path), *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    assert model._of_checkout(str(tmp_path)) is None
+    git("init", "-q")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty", "-m", "first")
+    git("remote", "add", "origin", "https://me:secret@example.org/t.git")
+    assert model._of_checkout(str(tmp_path)) == f"tracker @ git+https://example.org/t.git@{git('rev-parse', 'HEAD')}"
+    git("remote", "set-url", "origin", "/home/me/t.git")
+    assert model._of_checkout(str(tmp_path)) is None

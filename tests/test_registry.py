@@ -64,6 +64,8 @@ def test_the_alias_is_that_of_the_smallest_transparent_one(here: Here, ready: Pa
             registry.promote(client, "digits", refused)
     registry.promote(client, "digits", "2")
     assert alias(client) == "2"
+    told = compressed("codec.nnc.qp=-12", "task.tolerance=0.9")  # a run's own tolerance is not the name's
+    assert "the tolerance of the name 0.005" in told and alias(client) == "2"
 
     # Whoever takes the alias gets the bitstream of that run.
     import mlflow

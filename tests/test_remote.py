@@ -14,9 +14,11 @@ from base64 import b64encode
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import ViewType
 from test_interruption import until
 
 pytestmark = [pytest.mark.skipif(os.name != "posix", reason="process groups"), pytest.mark.slow]
@@ -265,15 +267,23 @@ def test_sweep_over_outages(tmp_path: Path, server: Server) -> None:
 
 
 class Gate(BaseHTTPRequestHandler):
-    """In front of a server, as a reverse proxy is: demands a password or a token, and may drop everything."""
+    """In front of a server, as a reverse proxy is: demands a password or a token, and may drop everything.
 
-    behind, closed = "", False
+    It may also lose the answers to every other call of some, close as it loses one, and be busy for some calls.
+    """
+
+    behind, closed, busy, closing = "", False, 0, ""
+    losing: ClassVar[dict[str, int]] = {}
 
     def serve(self) -> None:
         """Answer, or close the connection without a word."""
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if type(self).closed:
             self.close_connection = True
+            return
+        if type(self).busy:
+            type(self).busy -= 1
+            self.answer(503, b"nobody is there")
             return
         if self.headers.get("Authorization") not in ACCEPTED:
             self.answer(401, b"who are you?")
@@ -282,9 +292,23 @@ class Gate(BaseHTTPRequestHandler):
         request = urllib.request.Request(self.behind + self.path, body or None, headers, method=self.command)
         try:
             with urllib.request.urlopen(request) as response:
+                if self.loses():
+                    self.close_connection = True
+                    return
                 self.answer(response.status, response.read())
         except urllib.error.HTTPError as error:
             self.answer(error.code, error.read())
+
+    def loses(self) -> bool:
+        """Whether the answer is lost; the server has done what was asked."""
+        call = self.path.partition("?")[0].rpartition("/mlflow/")[2]
+        if call == self.closing:
+            type(self).closed = True
+            return True
+        if self.command != "POST" or call not in self.losing:
+            return False
+        self.losing[call] += 1
+        return self.losing[call] % 2 == 1
 
     def answer(self, status: int, content: bytes) -> None:
         self.send_response(status)
@@ -300,7 +324,8 @@ class Gate(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def gate(server: Server) -> Iterator[ThreadingHTTPServer]:
-    Gate.behind, Gate.closed = server.uri, False
+    Gate.behind, Gate.closed, Gate.busy, Gate.closing = server.uri, False, 0, ""
+    Gate.losing.clear()
     with ThreadingHTTPServer(("127.0.0.1", 0), Gate) as gate:
         threading.Thread(target=gate.serve_forever, daemon=True).start()
         yield gate
@@ -325,7 +350,7 @@ def test_password_and_token(tmp_path: Path, server: Server, gate: ThreadingHTTPS
     assert refused[0] == 1 and refused[2].startswith("error: ") and refused[2].count("\n") == 1
     assert "MLFLOW_TRACKING_PASSWORD" in refused[2] and "another-word" not in refused[2]
     command.until_encoding()
-    lines = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    lines = subprocess.run(["ps", "-ewwo", "args"], capture_output=True, text=True, check=True).stdout
     assert PASSWORD not in lines
     Gate.closed = True
     command.go_on()
@@ -341,3 +366,64 @@ def test_password_and_token(tmp_path: Path, server: Server, gate: ThreadingHTTPS
     assert run.info.status == "FINISHED"
     assert_nowhere(server.folder)  # the database and all artifacts
     assert_nowhere(tmp_path)
+
+
+KNOWN = {"MLFLOW_TRACKING_USERNAME": "somebody", "MLFLOW_TRACKING_PASSWORD": PASSWORD}
+CREATED = ("experiments/create", "runs/create", "logged-models", "registered-models/create", "model-versions/create")
+
+
+def test_answers_that_are_lost(tmp_path: Path, server: Server, gate: ThreadingHTTPServer) -> None:
+    address = f"http://127.0.0.1:{gate.server_port}"
+    Gate.losing.update(dict.fromkeys(CREATED, 0))
+    name = f"of-{tmp_path.name}"
+    words = ("tracking.registered_model=" + name,)
+    command = Command(tmp_path, server, *words, MLFLOW_TRACKING_URI=address, **KNOWN, **PATIENT)
+    command.until_encoding()
+    Gate.busy = 3
+    command.go_on()
+    status, out, err = command.ended()
+    assert (status, err) == (0, ""), err
+    assert out.count("the tracking server answers 503; trying again for up to") == 1
+    assert all(Gate.losing.values())  # every kind of call has lost an answer
+    client = store_of(server)
+    experiment = client.get_experiment_by_name(command.experiment).experiment_id
+    runs = client.search_runs([experiment])
+    kinds = {run.data.tags["tracker.kind"] for run in runs}
+    assert len(runs) == len(kinds) and "compression" in kinds  # the anchor's may be another test's
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    deleted = client.search_runs([experiment], run_view_type=ViewType.DELETED_ONLY)
+    assert {run.info.status for run in deleted} == {"FAILED"}
+    (model,) = client.search_logged_models([experiment])
+    (run,) = command.runs("compression")
+    assert model.status == "READY" and [one.model_id for one in run.outputs.model_outputs] == [model.model_id]
+    (version,) = client.search_model_versions(f"name = '{name}'")
+    assert version.run_id == run.info.run_id
+
+
+def test_server_that_is_lost_before_a_run_begins(tmp_path: Path, server: Server, gate: ThreadingHTTPServer) -> None:
+    Gate.closing = "runs/create"
+    once = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{gate.server_port}", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+    command = Command(tmp_path, server, "+codec=nnc", waits=False, **once, **KNOWN)
+    status, out, err = command.ended()
+    assert status == 1 and err.startswith("error: the tracking server was lost (") and err.count("\n") == 1, err
+    client = store_of(server)
+    experiment = client.get_experiment_by_name(command.experiment).experiment_id
+    (run,) = client.search_runs([experiment])  # the anchor's, or the next where another test has made that
+    (folder,) = (tmp_path / "mlruns" / "unsent").iterdir()
+    assert run.info.status == "RUNNING" and "Traceback" not in out
+    until(lambda: not watched(folder.name))  # until the watchdog has given up
+    Gate.closed, Gate.closing = False, ""
+    reason = "marked FAILED: the tracking server was lost as the run began"
+    assert command.send() == (0, f"run {folder.name}: {reason}\n", "")
+    (run,) = client.search_runs([experiment])
+    assert run.info.status == "FAILED" and not list(folder.parent.iterdir())
+
+    Gate.closing = "experiments/get-by-name"
+    status, out, err = command.ended(command.start("tracker", *command.words))
+    assert status == 1 and err.startswith("error: the tracking server was lost (") and err.count("\n") == 1, err
+
+
+def watched(name: str) -> bool:
+    """Whether a watchdog still waits to mark a run."""
+    lines = subprocess.run(["ps", "-ewwo", "args"], capture_output=True, text=True, check=True).stdout
+    return f"/{name}" in lines

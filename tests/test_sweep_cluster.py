@@ -6,6 +6,7 @@ namespace of its own, since it listens on every interface.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import pwd
@@ -18,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import optuna
@@ -159,7 +160,14 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[str]:
-    """The URL of an empty database of a PostgreSQL on loopback, which asks for a password."""
+    """The URL of an empty database."""
+    with database() as (url, _):
+        yield url
+
+
+@contextlib.contextmanager
+def database() -> Iterator[tuple[str, Callable[[str], None]]]:
+    """An empty database of a PostgreSQL on loopback, which asks for a password: its URL, and what starts and stops."""
     pytest.importorskip("psycopg")
     found = shutil.which("initdb") or next(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")), None)
     if found is None:
@@ -180,12 +188,17 @@ def postgres() -> Iterator[str]:
             subprocess.run([tools / tool, *words], cwd=folder, check=True, stdout=subprocess.DEVNULL, **options)
 
         data = str(folder / "data")
-        run("initdb", "-D", data, "-U", "tracker", "-A", "scram-sha-256", f"--pwfile={folder}/password")
-        run("pg_ctl", "-D", data, "-w", "-l", f"{folder}/log", "-o", f"-h 127.0.0.1 -p {port} -k {folder}", "start")
+        run("initdb", "-D", data, "-E", "UTF8", "-U", "tracker", "-A", "scram-sha-256", f"--pwfile={folder}/password")
+
+        def control(verb: str) -> None:
+            where = ("-l", f"{folder}/log", "-o", f"-h 127.0.0.1 -p {port} -k {folder}")
+            run("pg_ctl", "-D", data, "-w", *(where if verb == "start" else ("-m", "immediate")), verb)
+
+        control("start")
         try:
-            yield f"postgresql://tracker:secret@127.0.0.1:{port}/postgres"
+            yield f"postgresql://tracker:secret@127.0.0.1:{port}/postgres", control
         finally:
-            run("pg_ctl", "-D", data, "-m", "immediate", "-w", "stop")
+            control("stop")
 
 
 @pytest.fixture

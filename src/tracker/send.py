@@ -6,6 +6,7 @@ import argparse
 import logging
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,6 +93,10 @@ def sent(client: MlflowClient, unsent: Unsent) -> str:
     if not unsent.hold():
         return "left alone: it is still being written or sent by another process"
     about = unsent.about()
+    if "experiment" in about:
+        outcome = _never_begun(client, about, _failure(unsent))
+        unsent.remove()
+        return outcome
     try:
         run = client.get_run(about["run"])
     except MlflowException as error:
@@ -114,6 +119,17 @@ def sent(client: MlflowClient, unsent: Unsent) -> str:
         outcome = "sent, FINISHED"
     unsent.remove()
     return outcome
+
+
+def _never_begun(client: MlflowClient, about: Mapping[str, str], reason: str) -> str:
+    """Mark a run whose id was never heard; what became of it."""
+    from tracker.tracking.creating import made
+    from tracker.tracking.discard import mark
+
+    found = made(client, about["experiment"], about["run"])
+    for run in found:
+        mark(client, run.info.run_id, reason)
+    return f"marked FAILED: {reason}" if found else "left out: the server had not made it"
 
 
 def _failure(unsent: Unsent) -> str:

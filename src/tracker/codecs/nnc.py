@@ -210,10 +210,9 @@ class Nnc(Coder):
         """The tensors, float32, as NNCodec's own decoder gives them."""
         import torch
 
-        from tracker.codecs import nnc_fold, nnc_guard, nnc_units
+        from tracker.codecs import nnc_fold, nnc_units
 
-        with nnc_guard.checked_shapes():
-            arrays = nnc_units.decode_units((folder / FILE).read_bytes())
+        arrays = nnc_units.decode_units((folder / FILE).read_bytes())
         tensors = {}
         for name in list(arrays):
             tensor = torch.from_numpy(arrays.pop(name))

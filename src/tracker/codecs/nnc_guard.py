@@ -11,20 +11,21 @@ from collections.abc import Iterator
 from typing import Any
 
 from tracker.errors import TrackerError
-from tracker.memory import physical_bytes
 
 
 @contextlib.contextmanager
-def checked_shapes() -> Iterator[None]:
+def checked_shapes(memory: int) -> Iterator[None]:
     """Look at the shape of every tensor before nncodec decodes it.
 
+    Args:
+        memory: bytes that may be taken.
+
     Raises:
-        TrackerError: on the way, for an empty tensor, or for more than this machine's memory holds.
+        TrackerError: on the way, for an empty tensor, or for more than the memory holds.
     """
     from nncodec.nnc_core import coder
 
     original = coder.baseline.decode
-    memory = physical_bytes()
     claimed = 0
 
     def decode(decoder: Any, approx_data: Any, approx_param_base: Any, param: Any, *rest: Any) -> Any:

@@ -14,9 +14,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
+from tracker.codecs.nnc_guard import checked_shapes
+from tracker.codecs.nnc_workers import each
 from tracker.errors import TrackerError
+from tracker.memory import physical_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 CLIPPED = re.compile(r"INFO: QP for (.*) has been clipped from -?\d+ to (-?\d+) ")
 NDU = 5  # nnr_unit_type of a compressed data unit
+# Where other processes begin to pay: they take a second to start, and a core codes about 1.7 million elements a second
+# and decodes about 2 million bytes.
+ELEMENTS, BYTES = 1 << 22, 1 << 22
 
 
 def encode_units(
@@ -41,17 +45,22 @@ def encode_units(
         that NNCodec raised to keep integers within 32 bits.
     """
     numbers = {name: number for number, name in enumerate(arrays)}
-    head, coded = b"", []
-    sizes: dict[str, int] = {}
-    clipped: dict[str, int] = {}
-    for name, members in tqdm(groups(arrays, blocks).items(), desc="encode", unit="tensor", disable=None, leave=False):
+    parts = groups(arrays, blocks)
+
+    def task(name: str) -> tuple[Any, ...]:
+        members = parts[name]
         own = {member: arrays[member] for member in members}
-        units = split(bytes(_compress(own, numbers, blocks if len(members) > 1 else None, options, clipped)))
-        head = head or b"".join(unit for kind, unit in units if kind != NDU)
-        data = b"".join(unit for kind, unit in units if kind == NDU)
-        coded.append(data)
-        sizes[name] = len(data)
-    return head + b"".join(coded), sizes, clipped
+        return own, _of(numbers, members), _tables(blocks, members) if len(members) > 1 else None, options
+
+    costs = {name: sum(arrays[member].size for member in members) for name, members in parts.items()}
+    units: dict[str, list[tuple[int, bytes]]] = {}
+    clipped: dict[str, int] = {}
+    for name, (coded, printed) in each("encode", compress, costs, task, ELEMENTS):
+        units[name] = split(bytes(coded))
+        clipped.update(_told(printed))
+    head = b"".join(unit for kind, unit in units[next(iter(parts))] if kind != NDU)
+    data = {name: b"".join(unit for kind, unit in units[name] if kind == NDU) for name in parts}
+    return head + b"".join(data.values()), {name: len(unit) for name, unit in data.items()}, clipped
 
 
 def quantise_units(arrays: Mapping[str, np.ndarray], options: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -62,24 +71,39 @@ def quantise_units(arrays: Mapping[str, np.ndarray], options: Mapping[str, Any])
         options: keyword arguments of ``nncodec.nnc.compress``.
     """
     numbers = {name: number for number, name in enumerate(arrays)}
+    options = {**options, "quantize_only": True}
+
+    def task(name: str) -> tuple[Any, ...]:
+        return {name: arrays[name]}, _of(numbers, [name]), None, options
+
     found: dict[str, np.ndarray] = {}
-    for name in tqdm(arrays, desc="quantise", unit="tensor", disable=None, leave=False):
-        found.update(_compress({name: arrays[name]}, numbers, None, {**options, "quantize_only": True}, {}))
+    for _, (values, printed) in each("quantise", compress, {n: a.size for n, a in arrays.items()}, task, ELEMENTS):
+        found.update(values)
+        _told(printed)
     return found
 
 
 def decode_units(bitstream: bytes) -> dict[str, np.ndarray]:
-    """Decode a bitstream unit by unit; the scales of folded BatchNorm are multiplied into the weights."""
-    from nncodec import nnc
+    """Decode a bitstream unit by unit; the scales of folded BatchNorm are multiplied into the weights.
 
+    Raises:
+        TrackerError: a tensor's shape is impossible.
+    """
     units = split(bitstream)
     head = b"".join(unit for kind, unit in units if kind != NDU)
-    arrays: dict[str, np.ndarray] = {}
     data = [unit for kind, unit in units if kind == NDU]
-    with quiet():
-        for unit in tqdm(data, desc="decode", unit="tensor", disable=None, leave=False):
-            arrays.update(nnc.decompress(bytearray(head + unit), reconstruct_lsa=True))
-    return arrays
+    costs = {index: len(unit) for index, unit in enumerate(data)}
+    arrays: dict[int, dict[str, np.ndarray]] = {}
+    taken = 0
+
+    def task(index: int) -> tuple[Any, ...]:
+        return head + data[index], physical_bytes() - taken
+
+    for index, (decoded, printed) in each("decode", decompress, costs, task, BYTES):
+        arrays[index] = decoded
+        taken += sum(array.nbytes for array in decoded.values())
+        _told(printed)
+    return {name: array for index in range(len(data)) for name, array in arrays.pop(index).items()}
 
 
 def split(bitstream: bytes) -> list[tuple[int, bytes]]:
@@ -140,34 +164,62 @@ def optimised_qp(arrays: Mapping[str, np.ndarray], options: Mapping[str, Any]) -
     return {name: int(qp) for name, qp in chosen.approx_info["qp"].items()}
 
 
-def _compress(
-    own: dict[str, np.ndarray],
-    numbers: Mapping[str, int],
-    blocks: Mapping[str, Any] | None,
-    options: Mapping[str, Any],
-    clipped: dict[str, int],
-) -> Any:
-    """What ``nncodec.nnc.compress`` gives for some tensors of a model: bytes, or values where it only quantises."""
+def compress(
+    own: dict[str, np.ndarray], numbers: Mapping[str, int], blocks: Mapping[str, Any] | None, options: Mapping[str, Any]
+) -> tuple[Any, str]:
+    """What ``nncodec.nnc.compress`` gives for some tensors of a model, and what it printed.
+
+    Args:
+        own: the tensors.
+        numbers: the number that each has in the model.
+        blocks: NNCodec's ``block_id_and_param_type`` for them, or None.
+        options: keyword arguments; with ``quantize_only`` it gives values, else bytes.
+    """
     from nncodec import nnc
     from nncodec.nnc_core.nnr_model import NNRModel
 
     model = NNRModel(own)
-    model.model_info["parameter_index"].update({name: numbers[name] for name in own})
-    block = blocks and {part: {name: table[name] for name in own} for part, table in blocks.items()}
-    with quiet() as printed:
+    model.model_info["parameter_index"].update(numbers)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
         # bitstream_path=None, because nncodec otherwise writes into the current folder.
         coded = nnc.compress(
             own,
             model=model,
             bitstream_path=None,
             return_bitstream=True,
-            bnf=block is not None,
-            block_id_and_param_type=block,
+            bnf=blocks is not None,
+            block_id_and_param_type=blocks,
             verbose=False,
             **options,
         )
-    clipped.update((name, int(qp)) for name, qp in CLIPPED.findall(printed.getvalue()))
-    return coded
+    return coded, printed.getvalue()
+
+
+def decompress(bitstream: bytes, memory: int) -> tuple[dict[str, np.ndarray], str]:
+    """What ``nncodec.nnc.decompress`` gives, where it takes no more bytes of memory; and what it printed."""
+    from nncodec import nnc
+
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), checked_shapes(memory):
+        return nnc.decompress(bytearray(bitstream), reconstruct_lsa=True), printed.getvalue()
+
+
+def _of(numbers: Mapping[str, int], members: list[str]) -> dict[str, int]:
+    """Those of some tensors."""
+    return {name: numbers[name] for name in members}
+
+
+def _tables(blocks: Mapping[str, Any] | None, members: list[str]) -> Mapping[str, Any] | None:
+    """NNCodec's ``block_id_and_param_type`` for some tensors."""
+    return blocks and {part: {name: table[name] for name in members} for part, table in blocks.items()}
+
+
+def _told(printed: str) -> dict[str, int]:
+    """Log what nncodec printed, that it changed a qp as INFO, the rest as DEBUG; the qps that it changed."""
+    for line in printed.splitlines():
+        log.log(logging.INFO if "clipped" in line else logging.DEBUG, "nncodec: %s", line.strip())
+    return {name: int(qp) for name, qp in CLIPPED.findall(printed)}
 
 
 @contextlib.contextmanager
@@ -181,12 +233,11 @@ def told_in_one_line() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[io.StringIO]:
-    """What nncodec prints goes to the log: that it changed a qp to INFO, the rest to DEBUG."""
+def quiet() -> Iterator[None]:
+    """What nncodec prints goes to the log."""
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
-            yield printed
+            yield
     finally:
-        for line in printed.getvalue().splitlines():
-            log.log(logging.INFO if "clipped" in line else logging.DEBUG, "nncodec: %s", line.strip())
+        _told(printed.getvalue())

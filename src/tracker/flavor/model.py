@@ -6,9 +6,12 @@ import importlib.metadata
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import yaml
 
@@ -33,6 +36,7 @@ BITSTREAM = "bitstream"
 RECEIVER = ("mlflow", "nncodec", "numpy", "torch", "torchvision", "safetensors", "zstandard", "pydantic")
 EXTRAS = {"keras": ("tensorflow",)}
 ZOOS = ("timm", "transformers")
+NO_REQUIREMENT = "# tracker: it was installed from a folder; TRACKER_REQUIREMENT says where a receiver gets it"
 
 
 def save_model(
@@ -143,6 +147,8 @@ def _write_environment(
     (path / _CONDA_ENV_FILE_NAME).write_text(yaml.safe_dump(environment, default_flow_style=False))
     if constraints:
         (path / _CONSTRAINTS_FILE_NAME).write_text("\n".join(constraints))
+    if not any(line.startswith("tracker") for line in requirements):
+        requirements = [*requirements, NO_REQUIREMENT]
     (path / _REQUIREMENTS_FILE_NAME).write_text("\n".join(requirements))
     _PythonEnv.current().to_yaml(str(path / _PYTHON_ENV_FILE_NAME))
 
@@ -282,23 +288,42 @@ def get_default_pip_requirements(anchor: Anchor | None = None) -> list[str]:
     if anchor is not None:
         names += EXTRAS.get(anchor.framework, ())
         names += [zoo for zoo in ZOOS if zoo == type(anchor).__module__.rsplit(".", 1)[-1]]
-    return [own_requirement(), *(_pinned(name) for name in names)]
+    own = own_requirement()
+    return [*([own] if own else []), *(_pinned(name) for name in names)]
 
 
-def own_requirement() -> str:
-    """Where a receiver gets this package: ``TRACKER_REQUIREMENT``, else what it was installed from, else its version.
+def own_requirement() -> str | None:
+    """Where a receiver gets this package: ``TRACKER_REQUIREMENT``, else what it was installed from.
 
-    What was installed from a repository or an archive of the network is named as such (PEP 610); a folder of this
-    machine is of no use elsewhere.
+    That is told by PEP 610: a repository, or an archive of the network. A folder is of no use elsewhere, but for the
+    commit that it has of a repository of the network.
+
+    Returns:
+        A requirement; None where there is none to tell. The name alone would be a stranger's package on the index.
     """
     if given := os.environ.get("TRACKER_REQUIREMENT"):
         return given
-    distribution = importlib.metadata.distribution("tracker")
-    origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+    origin = json.loads(importlib.metadata.distribution("tracker").read_text("direct_url.json") or "{}")
     url, vcs = str(origin.get("url", "")), origin.get("vcs_info", {})
+    if url.startswith("file://"):
+        return _of_checkout(url2pathname(urlsplit(url).path))
     if not url.startswith("https://"):
-        return f"tracker=={distribution.version}"
+        return None
     return f"tracker @ {vcs['vcs']}+{url}@{vcs['commit_id']}" if vcs else f"tracker @ {url}"
+
+
+def _of_checkout(folder: str) -> str | None:
+    """The commit of a git checkout, in the repository that it was cloned from."""
+    commands = (["git", "-C", folder, "remote", "get-url", "origin"], ["git", "-C", folder, "rev-parse", "HEAD"])
+    try:
+        url, commit = (subprocess.run(words, capture_output=True, text=True, check=True).stdout for words in commands)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    place = urlsplit(url.strip())
+    if place.scheme != "https" or not place.hostname:
+        return None
+    host = place.netloc.rpartition("@")[2]  # without a name and a password
+    return f"tracker @ git+https://{host}{place.path}@{commit.strip()}"
 
 
 def _pinned(name: str) -> str:

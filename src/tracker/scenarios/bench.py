@@ -27,7 +27,7 @@ from tracker.scenarios.job import Job, Stopwatch
 from tracker.structure import Edit, rebuild
 from tracker.tasks.base import Evaluation
 from tracker.tasks.pictures import Comparison
-from tracker.tracking import anchors, store, summary
+from tracker.tracking import anchors, storage, store, summary
 from tracker.tracking.anchors import LoggedAnchor
 from tracker.tracking.run import Run, flattened
 
@@ -80,6 +80,7 @@ class Bench:
         self.client: MlflowClient = store.connect(self.uri)
         name = job.settings.tracking.experiment or job.anchor.name
         self.experiment = store.experiment_id(self.client, self.uri, name)
+        storage.check(self.client, self.experiment)
         self.parameters = models.float_elements(self.tensors)
         if job.codec is not None and not self.parameters:
             raise TrackerError(

@@ -33,8 +33,9 @@ def discard(client: MlflowClient, run: Run) -> None:
             get_artifact_repository(run.info.artifact_uri).delete_artifacts(name)
         except Exception as error:  # nothing of that name, or a store that cannot delete
             log.debug("artifacts %s of the failed run remain: %s", name, error)
-    for output in run.outputs.model_outputs if run.outputs else []:
-        client.finalize_logged_model(output.model_id, "FAILED")
+    experiment, made = run.info.experiment_id, f"source_run_id = '{run.info.run_id}'"
+    for model in client.search_logged_models([experiment], made):  # one whose answer was lost is no output of the run
+        client.finalize_logged_model(model.model_id, "FAILED")
     for tag in ("tracker.bitstream.sha256", "tracker.transparent", MLFLOW_RUN_NOTE):
         if tag in run.data.tags:
             client.delete_tag(run.info.run_id, tag)

@@ -61,12 +61,17 @@ def log_model(client: MlflowClient, run_id: str, what: Mapping[str, Any], folder
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
 
+    from tracker.tracking import outage
+
     assert folder is not None
     logged = _begun(client, run_id, what) if what.get("again") else None
     if logged is None:
+        before = outage.Repeated.count
         logged = client.create_logged_model(
             what["experiment"], what["name"], run_id, dict(what["tags"]), None, what["flavor"]
         )
+        if outage.Repeated.count != before:  # the server may have made it twice
+            logged = _begun(client, run_id, what) or logged
     stored = False
     try:
         model = Model.load(str(folder / "MLmodel"))
@@ -88,9 +93,13 @@ def log_model(client: MlflowClient, run_id: str, what: Mapping[str, Any], folder
 
 
 def _begun(client: MlflowClient, run_id: str, what: Mapping[str, Any]) -> LoggedModel | None:
-    """The run's model, where an earlier try came as far as making it."""
+    """The run's model, where an earlier try came as far as making it; of several, as answers were lost, one stays."""
     found = client.search_logged_models([what["experiment"]], f"source_run_id = '{run_id}'")
-    return found[0] if found else None
+    ready = sorted(found, key=lambda model: (model.status != "READY", model.creation_timestamp, model.model_id))
+    for other in ready[1:]:
+        client.finalize_logged_model(other.model_id, "FAILED")
+        client.delete_logged_model(other.model_id)
+    return ready[0] if ready else None
 
 
 def _finalize(client: MlflowClient, logged: LoggedModel, stored: bool) -> None:

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import re
 from collections.abc import Iterator
 from typing import Any
+
+from urllib3.util import Retry
 
 from tracker.errors import TrackerError
 
 log = logging.getLogger("tracker")
 SERVERS = ("http://", "https://")
-REFUSED = (401, 403, 429)  # such as a token that has expired meanwhile; the next one may do
+DENIED = (401, 403)  # such as a token that has expired meanwhile; the next one may do
+BUSY = (429, 502, 503, 504)  # what reverse proxies answer while nobody is behind them
 LONGEST_PAUSE = 120  # seconds; urllib3's
 # Artifact stores that MLflow reaches without the server, by the package whose exceptions they raise.
-CLOUDS = ("botocore", "boto3", "urllib3", "google", "azure")
+CLOUDS = ("botocore", "boto3", "google", "azure")
+CONNECTIONS = (*CLOUDS, "urllib3")  # below them
+AGAIN = "start the same command again once it answers"
+SIGN_IN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, of one who may write"
 
 
 class ServerLost(TrackerError):
@@ -27,7 +35,7 @@ def is_server(uri: str) -> bool:
 
 
 @contextlib.contextmanager
-def guarded(uri: str, advice: str = "start the same command again once it answers") -> Iterator[None]:
+def guarded(uri: str, advice: str = AGAIN) -> Iterator[None]:
     """Calls of MLflow's client.
 
     Args:
@@ -46,7 +54,11 @@ def guarded(uri: str, advice: str = "start the same command again once it answer
         reason = (why(error) or ("" if answers(uri) else "no answer")) if is_server(uri) else ""
         if not reason:
             raise
-        raise ServerLost(f"the tracking server was lost ({reason}); {advice}") from error
+        if denied(reason):
+            then = "" if advice == AGAIN else f"; {advice}"
+            raise ServerLost(f"the tracking server refuses this user ({reason}); {SIGN_IN}{then}") from error
+        lost = "artifact storage" if type_of(error) else "tracking server"
+        raise ServerLost(f"the {lost} was lost ({reason}); {advice}") from error
 
 
 def why(error: BaseException) -> str:
@@ -59,15 +71,31 @@ def why(error: BaseException) -> str:
             status = cause.response.status_code if cause.response is not None else 500
         elif isinstance(cause, MlflowException):
             status = cause.get_http_status_code()  # 500 where it says nothing of its own
+        elif isinstance(cause, requests.exceptions.RetryError):
+            found = re.search(r"too many (\d+) error", str(cause))
+            return _status(found[1]) if found else "too many errors"
         elif isinstance(cause, requests.RequestException):
-            return "too many errors" if isinstance(cause, requests.exceptions.RetryError) else type(cause).__name__
+            return type(cause).__name__
         else:
-            if type(cause).__module__.partition(".")[0] in CLOUDS:
-                return type(cause).__name__
             continue
-        if status in REFUSED or status > 500:
-            return f"it answers {status}"
-    return ""
+        if status in (*DENIED, *BUSY) or status > 500:
+            return _status(status)
+    return type_of(error, CONNECTIONS)
+
+
+def denied(reason: str) -> bool:
+    """Whether what `why` tells is that the server does not know the user, or forbids what was asked."""
+    return reason in map(_status, DENIED)
+
+
+def _status(status: int | str) -> str:
+    return f"it answers {status}"
+
+
+def type_of(error: BaseException, packages: tuple[str, ...] = CLOUDS) -> str:
+    """The name of the first exception of some packages behind an error; empty where there is none."""
+    types = [type(cause) for cause in _chain(error)]
+    return next((one.__name__ for one in types if one.__module__.partition(".")[0] in packages), "")
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -76,6 +104,21 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
+
+
+@contextlib.contextmanager
+def at_once() -> Iterator[None]:
+    """Calls of MLflow and of S3 are tried once: at the start there is nothing that could be lost."""
+    once = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "AWS_MAX_ATTEMPTS": "1"}
+    given = {name: os.environ.get(name) for name in once}
+    os.environ.update(once)
+    try:
+        yield
+    finally:
+        for name, value in given.items():
+            del os.environ[name]
+            if value is not None:
+                os.environ[name] = value
 
 
 def answers(uri: str) -> bool:
@@ -91,28 +134,34 @@ def answers(uri: str) -> bool:
     return True
 
 
-class _Notice(logging.Filter):
-    """In the place of urllib3's warning for each try: one line when the second one has failed as well."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record is shown as it is."""
-        arguments = record.args if isinstance(record.args, tuple) else ()
-        if not str(record.msg).startswith("Retrying (") or not hasattr(next(iter(arguments), None), "history"):
-            return True
-        retries: Any = arguments[0]
-        if len(retries.history) == 2:  # the first comes at once: a connection that was idle may have been closed
-            log.warning("the tracking server does not answer; trying again for up to %.0f s", _seconds(retries))
-        return False
+def seconds(factor: float, retries: int) -> float:
+    """The pauses before MLflow gives up; the first try comes at once and is not counted."""
+    return float(sum(min(LONGEST_PAUSE, factor * 2**power) for power in range(1, retries + 1)))
 
 
-def _seconds(retries: object) -> float:
-    """The pauses that are left before MLflow gives up."""
-    factor, left = getattr(retries, "backoff_factor", 0), getattr(retries, "total", 0) or 0
-    return float(sum(min(LONGEST_PAUSE, factor * 2**power) for power in range(1, left + 2)))
+class Repeated(Retry):
+    """MLflow's policy for a request that failed; it tells that the server does not answer, and counts."""
+
+    count = 0  # of requests that were sent again, of which the server may have seen the first as well
+
+    def increment(self, *words: Any, **named: Any) -> Repeated:
+        """What is left of the policy after one more failure."""
+        left = super().increment(*words, **named)
+        Repeated.count += 1
+        if len(left.history) == 2:  # the first comes at once: a connection that was idle may have been closed
+            status = left.history[-1].status
+            what = f"answers {status}" if status else "does not answer"
+            log.warning(
+                "the tracking server %s; trying again for up to %.0f s",
+                what,
+                seconds(left.backoff_factor, int(left.total or 0) + 1),
+            )
+        return left
 
 
 def tell_in_one_line() -> None:
-    """Let an outage be told in one line for each call that waits."""
-    logger = logging.getLogger("urllib3.connectionpool")
-    if not any(isinstance(found, _Notice) for found in logger.filters):
-        logger.addFilter(_Notice())
+    """Let an outage be told in one line for each call that waits, in the place of urllib3's warning for each try."""
+    from mlflow.utils import request_utils
+
+    request_utils.Retry = Repeated  # type: ignore[misc]
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)

@@ -6,9 +6,12 @@ See https://mlflow.org/docs/latest/ml/model-registry for versions, tags and alia
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from tracker.errors import TrackerError
+from tracker.tracking.outage import Repeated
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -20,6 +23,7 @@ ALIAS = "transparent"
 SIZE, DROP = "size/bitstream_bytes", "performance/drop"
 ANCHOR = "tracker.anchor.sha256"
 SIZE_TAG = "tracker.bitstream.bytes"
+TOLERANCE, DATA = "tracker.tolerance", "tracker.data"
 
 
 def register(client: MlflowClient, run_id: str, name: str | None = None) -> ModelVersion:
@@ -42,16 +46,20 @@ def register(client: MlflowClient, run_id: str, name: str | None = None) -> Mode
     version = next((one for one in versions_of(client, name) if one.run_id == run_id), None)
     if version is None:
         _create(client, name)
+    reason = not_promotable(run, terms(client, name, run))
+    if version is None:
+        before = Repeated.count
         version = client.create_model_version(
             name,
             f"models:/{model.model_id}",
             run_id,
-            tags=tags_of(run),
+            tags=tags_of(run, transparent=not reason),
             description=description(run),
             model_id=model.model_id,
         )
+        if Repeated.count != before:  # the server may have made it twice
+            version = _first(client, name, run_id)
         log.info("registered as models:/%s/%s", name, version.version)
-    reason = not_promotable(run)
     if reason:
         log.info("models:/%s@%s is not moved to it: %s", name, ALIAS, reason)
     else:
@@ -63,10 +71,10 @@ def promote(client: MlflowClient, name: str, version: str) -> None:
     """Give a version the alias ``transparent``.
 
     Raises:
-        TrackerError: its drop on the split that figures are reported on is beyond the tolerance.
+        TrackerError: its drop on the split that figures are reported on is beyond the tolerance, its own or the name's.
     """
-    found = client.get_model_version(name, version)
-    if reason := not_promotable(client.get_run(str(found.run_id))):
+    run = client.get_run(str(client.get_model_version(name, version).run_id))
+    if reason := not_promotable(run, terms(client, name, run)):
         raise TrackerError(f"models:/{name}/{version} cannot be promoted: {reason}")
     client.set_registered_model_alias(name, ALIAS, version)
 
@@ -80,17 +88,55 @@ def point_to_smallest(client: MlflowClient, name: str) -> None:
     log.info("models:/%s@%s is version %s, %s bytes", name, ALIAS, smallest.version, size)
 
 
-def not_promotable(run: Run) -> str:
-    """Why a run's result is not transparent as far as anyone can tell; empty where it is."""
+def terms(client: MlflowClient, name: str, run: Run) -> dict[str, str]:
+    """On what the versions of a name compare: the tolerance and the data of the first one measured for figures.
+
+    They are tags of the registered model, so that a run with a tolerance of its own does not take the alias from
+    those that kept to it. Whoever wants others changes the tags.
+    """
+    found = {key: value for key, value in client.get_registered_model(name).tags.items() if key in (TOLERANCE, DATA)}
+    if not_promotable(run, {}) and not found:
+        return {}
+    own = {TOLERANCE: run.data.params.get("task.tolerance", ""), DATA: data_of(run)}
+    for key in own.keys() - found.keys():
+        client.set_registered_model_tag(name, key, own[key])
+    return own | found
+
+
+def data_of(run: Run) -> str:
+    """The data that a run was measured on, with their digest."""
+    inputs = run.inputs.dataset_inputs if run.inputs else []
+    return " ".join(f"{one.dataset.name} {one.dataset.digest}" for one in inputs[:1])
+
+
+def not_promotable(run: Run, terms: Mapping[str, str]) -> str:
+    """Why a run's result is not transparent as far as anyone can tell; empty where it is.
+
+    Args:
+        run: of kind ``compression``.
+        terms: what the versions of the name compare on, as far as there is any.
+    """
     split, drop = run.data.params.get("task.split", ""), run.data.metrics.get(DROP)
     if split != "report":
         return f"it was measured on the split {split}, and not on that for figures"
     if run.info.status != "FINISHED" or drop is None:
         return f"its run is {run.info.status}"
+    if terms.get(DATA, data_of(run)) != data_of(run):
+        return f"it was measured on {data_of(run)}, and the name's versions on {terms[DATA]}"
+    tolerance = run.data.params.get("task.tolerance", "the task's")
     if run.data.tags.get("tracker.transparent") != "true":
-        tolerance = run.data.params.get("task.tolerance", "the task's")
         return f"its drop is {drop:.4g} on the split for figures, and the tolerance is {tolerance}"
+    if drop > _number(terms.get(TOLERANCE)):
+        return f"its drop is {drop:.4g}, and the tolerance of the name {terms[TOLERANCE]} (its own is {tolerance})"
     return ""
+
+
+def _number(text: str | None) -> float:
+    """A tolerance; without limit where there is none."""
+    try:
+        return float(text or math.inf)
+    except ValueError:
+        return math.inf
 
 
 def logged_model(client: MlflowClient, run_id: str) -> tuple[Run, LoggedModel]:
@@ -136,6 +182,16 @@ def versions_of(client: MlflowClient, name: str) -> list[ModelVersion]:
             return found
 
 
+def _first(client: MlflowClient, name: str, run_id: str) -> ModelVersion:
+    """The one version of a run's model that stays; it was made at least once."""
+    first, *others = sorted(
+        (one for one in versions_of(client, name) if one.run_id == run_id), key=lambda one: int(one.version)
+    )
+    for other in others:
+        client.delete_model_version(name, other.version)
+    return first
+
+
 def _create(client: MlflowClient, name: str) -> None:
     from mlflow.exceptions import MlflowException
 
@@ -165,19 +221,18 @@ def check_name(client: MlflowClient, name: str, anchor: str) -> None:
             )
 
 
-def tags_of(run: Run) -> dict[str, str]:
+def tags_of(run: Run, transparent: bool) -> dict[str, str]:
     """A version's tags: what one wants to know before taking it."""
     metrics, tags = run.data.metrics, run.data.tags
     found = {
         SIZE_TAG: f"{metrics[SIZE]:.0f}",
         "tracker.rate_percent": f"{metrics['size/rate_percent']:.4g}",
         "tracker.drop": f"{metrics[DROP]:.6g}",
-        "tracker.tolerance": run.data.params.get("task.tolerance", ""),
+        TOLERANCE: run.data.params.get("task.tolerance", ""),
         "tracker.split": run.data.params.get("task.split", ""),
     }
-    kept = ("tracker.codec", "tracker.bitstream.sha256", "tracker.transparent", ANCHOR)
-    if not_promotable(run):
-        tags = {**tags, "tracker.transparent": "false"}
+    found["tracker.transparent"] = str(transparent).lower()
+    kept = ("tracker.codec", "tracker.bitstream.sha256", ANCHOR)
     return found | {name: tags[name] for name in kept if name in tags}
 
 

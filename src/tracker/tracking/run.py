@@ -16,6 +16,7 @@ from tracker import signals
 from tracker.cache import cache_folder
 from tracker.errors import TrackerError
 from tracker.tracking import operations, outage, watchdog
+from tracker.tracking.creating import create_run, note
 from tracker.tracking.discard import mark
 from tracker.tracking.outage import ServerLost
 from tracker.tracking.store import without_password, without_secrets
@@ -76,8 +77,8 @@ class Run:
         from mlflow.tracking.context.registry import resolve_tags
 
         tags = resolve_tags(self.tags)
-        with outage.guarded(self.uri), signals.held():  # no run without its watchdog
-            run = self.client.create_run(self.experiment, tags=tags, run_name=self.name)
+        with signals.held():  # no run without its watchdog
+            run = create_run(self.client, self.uri, self.experiment, self.name, tags)
             self.id = run.info.run_id
             self.artifact_uri = run.info.artifact_uri
             watchdog.tell(self.uri, "begun", self.id)
@@ -237,6 +238,10 @@ class Run:
                     return Path(self.client.download_artifacts(self.id, name, self.fetched.name))
             except ServerLost as lost:
                 self._keep(lost)
+            except Exception as error:  # MLflow does not tell why it could not fetch; the storage may be lost
+                if not (outage.is_server(self.uri) and self.keeps):
+                    raise
+                self._keep(ServerLost(f"the stored {name} cannot be fetched ({str(error)[:200]})"))
         return Path(shutil.copytree(self.uploaded[name], Path(self.fetched.name) / name, dirs_exist_ok=True))
 
     def _fail(self, error: BaseException) -> bool:
@@ -247,13 +252,14 @@ class Run:
             if self.kept is not None:
                 self.kept.fail(reason)
                 return True
-            if not outage.answers(self.uri):  # for which MLflow would wait again; the watchdog does so
-                return False
-            mark(self.client, self.id, reason)
+            if outage.answers(self.uri):  # otherwise MLflow would wait again; the watchdog does so
+                mark(self.client, self.id, reason)
+                return True
         except Exception as second:  # the store itself may be what failed; the first error is the one to tell
             log.debug("the run %s could not be marked as failed: %s", self.id, second)
-            return False
-        return True
+        if outage.is_server(self.uri) and "tracker.study" not in self.tags:  # a sweep that goes on marks its own
+            note({"run": self.id, "kind": self.tags["tracker.kind"]}, self.uri, reason)
+        return False
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 DEFAULT_URI = "sqlite:///mlruns/mlflow.db"
 SQLITE = "sqlite:///"
 SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-REFUSED = ("UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED")  # MLflow's words for 401 and 403
 DATABASES = ("postgresql", "mysql", "mssql")  # servers that MLflow reaches through SQLAlchemy
 
 
@@ -107,6 +107,9 @@ def connect(uri: str) -> MlflowClient:
     if file is not None:
         _check_folder(file.parent)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    if outage.is_server(uri):
+        for way in ("UPLOAD", "DOWNLOAD"):  # all goes through the server, as only that may reach the storage behind it
+            os.environ.setdefault(f"MLFLOW_ENABLE_PROXY_MULTIPART_{way}", "false")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # without git there is no commit to tag a run with, no more
     # MLflow would print a server's URL with its password; the summary tells where to look.
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
@@ -115,7 +118,7 @@ def connect(uri: str) -> MlflowClient:
     import mlflow
     from mlflow import MlflowClient
 
-    for name in ("mlflow", "alembic"):
+    for name in ("mlflow", "alembic", "botocore", "boto3"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # what it tells is raised as well
     sqlite.quick_commits()
@@ -124,7 +127,8 @@ def connect(uri: str) -> MlflowClient:
         _check_database(uri)
         if file is None:
             client = MlflowClient(uri)
-            client.search_experiments(max_results=1)
+            with outage.at_once() if outage.is_server(uri) and uri not in connected else contextlib.nullcontext():
+                client.search_experiments(max_results=1)
             connected.add(uri)
             return client
         from filelock import FileLock
@@ -142,12 +146,12 @@ def connect(uri: str) -> MlflowClient:
             "disk I/O error", "disk I/O error, as when the disk is full"
         )  # SQLite's log has no room
         advice = "set MLFLOW_TRACKING_URI to a server's address, or leave it out for a file below mlruns/"
-        if getattr(error, "error_code", "") in REFUSED:
-            advice = (
-                "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, as it asks for"
-            )
+        if outage.is_server(uri) and (answer := outage.why(error)):
+            reason, advice = answer, "what it is made of may be down; try again later"
+            if outage.denied(answer):
+                advice = outage.SIGN_IN
         reason = without_password(reason, uri)[:200]
-        raise TrackerError(f"the MLflow store {without_secrets(uri)} cannot be opened: {reason}; {advice}") from error
+        raise TrackerError(f"the MLflow store {without_secrets(uri)} cannot be opened ({reason}); {advice}") from error
 
 
 def _check_database(uri: str) -> None:
@@ -186,24 +190,30 @@ def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
     """The experiment's id; it is made where it is missing, and brought back where it was deleted.
 
     The artifacts of a SQLite store lie beside the database, in ``artifacts/``.
+
+    Raises:
+        ServerLost: the server does not answer any more, or the user may not write.
     """
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        file = database_file(uri)
-        location = (file.parent / "artifacts").as_uri() if file else None
-        try:
-            # The UI then opens the experiment with its runs and charts, not with the traces of a language model.
-            kind = {"mlflow.experimentKind": "custom_model_development"}
-            return client.create_experiment(name, artifact_location=location, tags=kind | views.tags())
-        except MlflowException:
-            found = client.get_experiment_by_name(name)  # another process was faster
-            if found is None:
-                raise
-    if found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
-    return found.experiment_id
+    with outage.guarded(uri):
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            file = database_file(uri)
+            location = (file.parent / "artifacts").as_uri() if file else None
+            try:
+                # The UI then opens the experiment with its runs and charts, not with the traces of a language model.
+                kind = {"mlflow.experimentKind": "custom_model_development"}
+                return client.create_experiment(name, artifact_location=location, tags=kind | views.tags())
+            except MlflowException as error:
+                if outage.is_server(uri) and outage.why(error):
+                    raise
+                found = client.get_experiment_by_name(name)  # another process was faster
+                if found is None:
+                    raise
+        if found.lifecycle_stage == "deleted":
+            client.restore_experiment(found.experiment_id)
+        return found.experiment_id
 
 
 def _check_server(uri: str) -> None:
@@ -211,12 +221,14 @@ def _check_server(uri: str) -> None:
     import requests
 
     try:
-        requests.get(uri, timeout=10, allow_redirects=False)
+        status = requests.get(uri, timeout=10, allow_redirects=False).status_code
+        reason = str(status) if status in outage.BUSY else ""  # of a reverse proxy
     except requests.RequestException as error:
+        reason = type(error).__name__
+    if reason:
         raise TrackerError(
-            f"the MLflow server {without_secrets(uri)} does not answer ({type(error).__name__}); "
-            "start it, or set MLFLOW_TRACKING_URI"
-        ) from error
+            f"the MLflow server {without_secrets(uri)} does not answer ({reason}); start it, or set MLFLOW_TRACKING_URI"
+        )
 
 
 def _check_folder(folder: Path) -> None:

@@ -42,7 +42,8 @@ class Unsent:
         """A new folder, which belongs to this process until it ends.
 
         Args:
-            about: the ``run``'s id, its ``kind``, and the ``server`` without secrets.
+            about: the ``run``'s id (or, with its ``experiment``, the word that `creating` found it by), its ``kind``,
+                and the ``server`` without secrets.
         """
         made = cls(FOLDER / about["run"])
         made.folder.mkdir(parents=True, exist_ok=True)
@@ -60,6 +61,11 @@ class Unsent:
         except Timeout:
             return False
         return True
+
+    def release(self) -> None:
+        """Let others send the folder."""
+        if self.held is not None:
+            self.held.release()
 
     def about(self) -> dict[str, Any]:
         """What `begin` was given."""

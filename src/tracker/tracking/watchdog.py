@@ -63,7 +63,7 @@ def tell(uri: str, verb: str, run_id: str) -> None:
     Args:
         uri: of the tracking store.
         verb: ``begun``, ``ended``, or ``failed`` where the store could not be told.
-        run_id: of the run.
+        run_id: of the run, as for `mark_failed`.
     """
     if os.name != "posix":
         return
@@ -81,20 +81,24 @@ def mark_failed(uri: str, run_id: str, before: float = math.inf) -> None:
 
     Args:
         uri: of the tracking store.
-        run_id: of the run.
+        run_id: of the run; EXPERIMENT/WORD, as `creating` has it, for one whose id was never heard.
         before: when its process ended; a server may answer much later, when another one has taken the run up.
     """
     from mlflow import MlflowClient
 
+    from tracker.tracking.creating import NEVER_BEGAN, forget, made
     from tracker.tracking.discard import discard
 
     client = MlflowClient(uri)
-    run = client.get_run(run_id)
-    if run.info.status == "RUNNING" and float(run.data.tags.get(RESUMED, 0)) < before:
-        discard(client, run)
-        if "tracker.error" not in run.data.tags:
-            client.set_tag(run_id, "tracker.error", "killed: the process ended without a word")
-        client.set_terminated(run_id, "FAILED")
+    experiment, _, name = run_id.rpartition("/")
+    for run in made(client, experiment, name) if experiment else [client.get_run(name)]:
+        if run.info.status == "RUNNING" and float(run.data.tags.get(RESUMED, 0)) < before:
+            discard(client, run)
+            if "tracker.error" not in run.data.tags:
+                reason = NEVER_BEGAN if experiment else "killed: the process ended without a word"
+                client.set_tag(run.info.run_id, "tracker.error", reason)
+            client.set_terminated(run.info.run_id, "FAILED")
+    forget(name)
 
 
 if __name__ == "__main__":
