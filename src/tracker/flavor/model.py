@@ -20,6 +20,7 @@ from tracker.component import build
 from tracker.errors import TrackerError
 from tracker.flavor.architecture import check_plain, read_architecture, rebuild, write_architecture
 from tracker.flavor.carried import carry
+from tracker.flavor.mlmodel import FLAVOR_NAME, read_flavor
 from tracker.flavor.predictor import Predictor
 from tracker.structure.base import check_kinds
 from tracker.trust import ENVIRONMENT, SHOWN, named
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
     from tracker.anchors.base import Anchor
 
-FLAVOR_NAME = "nnc"
 BITSTREAM = "bitstream"
 # What a receiver imports; the framework and a zoo's package come with the anchor.
 RECEIVER = ("mlflow", "nncodec", "numpy", "torch", "torchvision", "safetensors", "zstandard", "pydantic")
@@ -208,7 +208,7 @@ def load_model(model_uri: str, dst_path: str | None = None, trusted: Collection[
     from mlflow.tracking.artifact_utils import _download_artifact_from_uri
 
     path = Path(_download_artifact_from_uri(artifact_uri=model_uri, output_path=dst_path))
-    flavor = _flavor(path)
+    flavor = read_flavor(path)
     if flavor.get("code") and named(trusted):  # only then is code that travels with a model of any use
         carry(path, str(flavor["code"]), named(trusted))
     return _decoded(path, trusted)[1]
@@ -244,38 +244,13 @@ def _decoded(path: Path, trusted: Collection[str]) -> tuple[Anchor, Any]:
     """The anchor and the decoded model of a folder that holds MLmodel."""
     from tracker.receiver import decode_model
 
-    expected = _flavor(path)["sha256"]
+    expected = read_flavor(path)["sha256"]
     check_plain(path / BITSTREAM, folder=True)
     manifest = read_manifest(path / BITSTREAM)  # a damaged one is told before anything is imported for the architecture
     check_kinds(manifest.structure, named(trusted))
     anchor = read_architecture(path, trusted)
     built = rebuild(anchor)
     return anchor, decode_model(path / BITSTREAM, built, anchor.framework, trusted=named(trusted), sha256=expected)
-
-
-def _flavor(path: Path) -> dict[str, Any]:
-    """What MLmodel says of the flavor.
-
-    Raises:
-        TrackerError: it is damaged, or of another flavor.
-    """
-    file = path / "MLmodel"
-    check_plain(file)
-    try:
-        content = yaml.safe_load(file.read_text())
-    except OSError as error:
-        raise TrackerError(
-            f"{file} cannot be read ({error.strerror}); give the URI or the folder of a model"
-        ) from error
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise TrackerError(f"{file} is damaged: it is not YAML; get the model again") from error
-    flavors = content.get("flavors") if isinstance(content, dict) else None
-    found = flavors.get(FLAVOR_NAME) if isinstance(flavors, dict) else None
-    if not isinstance(found, dict) or not isinstance(found.get("sha256"), str):
-        raise TrackerError(
-            f"{file} has no flavor {FLAVOR_NAME} with its bitstream's digest: it is another's model, or damaged"
-        )
-    return found
 
 
 def get_default_pip_requirements(anchor: Anchor | None = None) -> list[str]:
