@@ -28,6 +28,7 @@ from tracker.anchors.torchvision import Torchvision, weights_file
 from tracker.anchors.transformers import Transformers
 from tracker.codecs.base import Transform
 from tracker.errors import TrackerError
+from tracker.flavor.architecture import read_architecture, rebuild, write_architecture
 from tracker.frameworks.pytorch import FRAMEWORK as PYTORCH
 
 WORDS = ["<unk>", "<end>", "the", "cat", "sat", "on", "a", "mat", "dog", "ran"]
@@ -686,6 +687,24 @@ def test_mlflow_formats(store: str, own: Path) -> None:
         anchor = MLflow(name="x", **keys)
         torch.testing.assert_close(anchor.predict(filled(anchor), inputs), expected)
     assert "MLFLOW_ALLOW_PICKLE_DESERIALIZATION" not in os.environ
+
+
+def test_mlflow_models_travel_as_programs(store: str, own: Path, tmp_path: Path, monkeypatch) -> None:
+    """What a receiver gets names no store, and what would have to be unpickled does not travel."""
+    anchor = MLflow(name="x", uri=f"runs:/{store}/model", allow_pickle=True)
+    (tmp_path / "model").mkdir()
+    write_architecture(anchor, tmp_path / "model")
+    assert "uri" not in (text := (tmp_path / "model" / "architecture.json").read_text()) and "pickle" not in text
+    (tmp_path / "other").mkdir()
+    pickled = MLflow(name="x", uri=f"runs:/{store}/pickled", allow_pickle=True)
+    assert "a receiver unpickles nothing" in message(lambda: write_architecture(pickled, tmp_path / "other"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none.db")
+    received = read_architecture(tmp_path / "model")
+    model = rebuild(received)
+    model.load_state_dict(filled(checkpoint(own, "small.pt")).state_dict())
+    inputs = torch.randn(3, 3, 64, 64)
+    torch.testing.assert_close(received.predict(model, inputs), filled(checkpoint(own, "small.pt"))(inputs))
+    assert not (tmp_path / "none.db").exists()
 
 
 def test_mlflow_refusals(store: str, tmp_path: Path) -> None:

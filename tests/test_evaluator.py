@@ -109,6 +109,16 @@ def test_refusals(here: Here, ready: Path, store: str) -> None:
         compared("models:/digits/1", images.reshape(200, -1), labels, wurst=1)
     with pytest.raises(TrackerError, match=r"the samples have shape \(63,\), and the model takes \(1, 8, 8\)"):
         compared("models:/digits/1", images.reshape(200, -1)[:, 1:], labels)
+    table = pd.DataFrame({"image": [image.tolist() for image in images], "label": labels})
+    for wrong, message in (
+        (table.assign(image=[[1.0] * (1 + index % 2) for index in range(200)]), "numbers of one shape"),
+        (table.assign(image="a"), "are no numbers"),
+        (table[:0], "the data has no samples"),
+        (table.assign(label="seven"), "the targets are no numbers"),
+    ):
+        with pytest.raises(TrackerError, match=message) as refused:
+            compared("models:/digits/1", wrong, "label")
+        assert "\n" not in str(refused.value)
     (anchor,) = runs(ready, "anchor")
     mlflow.MlflowClient().delete_run(anchor.info.run_id)
     for path in ready.glob("mlruns/artifacts/**/anchor/model.safetensors"):

@@ -438,7 +438,12 @@ def test_a_model_of_mlflow(files: Path, here, ready: Path) -> None:
     words = ["anchor=keras_mlflow", "data=digits"]
     done = here(*words, f"anchor.uri={uri}/model", "+codec=zstd")
     assert done.returncode == 0, done.stderr
-    assert runs(ready, "compression")[0].data.metrics["performance/drop"] == 0
+    (run,) = runs(ready, "compression")
+    assert run.data.metrics["performance/drop"] == 0
+    made_model = f"mlruns/artifacts/models/{run.outputs.model_outputs[0].model_id}/artifacts"
+    code = "import tracker.flavor, sys; print(type(tracker.flavor.load_model(sys.argv[1])).__mro__)"
+    loaded = python(code, str(ready / made_model), cwd=files)
+    assert "keras" in loaded.stdout, loaded.stderr
     done = here(*words, f"anchor.uri={uri}/custom", PYTHONPATH=str(files))
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1 and "allow_pickle" in done.stderr

@@ -96,16 +96,33 @@ def test_any_runs_result_by_the_command(
         (["0" * 32], "there is no run"),
         ([anchor.info.run_id], "has no model"),
         ([run.info.run_id, "a/b"], "can be named"),
+        ([run.info.run_id, "both ' and \""], "can be named"),
     ):
         capfd.readouterr()
         assert command.main(words) == 1
         told = capfd.readouterr().err
         assert reason in told and told.count("\n") == 1
 
+    for _ in range(2):
+        assert command.main([run.info.run_id, "it's"]) == 0
+    (version,) = client.search_model_versions('name = "it\'s"')
+    assert str(version.version) == "1"
+
     # Models of another anchor would not compare, which is told before any work is done.
     done = here("+codec=int8", "anchor.width=16", "tracking.registered_model=small")
     assert done.returncode == 1 and "another anchor" in done.stderr and done.stderr.count("\n") == 1
     assert len(runs(ready, "compression")) == 1
+
+
+def test_the_command_makes_no_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert command.main(["0" * 32]) == 1
+    told = capfd.readouterr().err
+    assert "there is no tracking store" in told and told.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_sweep_registers_its_best(here: Here, ready: Path, client: MlflowClient) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -64,11 +65,14 @@ def decode(
     The file is written whole or not at all. Tied tensors are written under each of their names.
 
     Raises:
-        TrackerError: the bitstream is damaged, or is not the one that was asked for.
+        TrackerError: the bitstream is damaged, is not the one that was asked for, or asks for code that is not trusted.
         OSError: the output cannot be written.
     """
     from tracker.bitstream.decoder import decode_bitstream
+    from tracker.bitstream.manifest import read_manifest
     from tracker.bitstream.state import own_memory
+    from tracker.imports import silent
+    from tracker.structure.base import check_kinds
 
     coder = None
     if command is not None:
@@ -80,7 +84,9 @@ def decode(
             "--decode-command",
             External,
         )
-    tensors = decode_bitstream(bitstream, coder, trusted, sha256)
+    check_kinds(read_manifest(bitstream).structure, trusted)  # not needed here; a forged manifest is refused as a whole
+    with silent() if coder is None else contextlib.nullcontext():  # a decoder's own words on what ends in one line here
+        tensors = decode_bitstream(bitstream, coder, trusted, sha256)
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 

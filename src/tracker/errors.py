@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 SHOWN = 5
+LONGEST = 2000  # characters: a name in a forged file may have a million
 
 
 class TrackerError(Exception):
@@ -15,7 +16,8 @@ class TrackerError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(str(message).split()))
+        text = " ".join(str(message).split())
+        super().__init__(text if len(text) <= LONGEST else f"{text[:LONGEST]}…")
 
 
 def unknown_layer(option: str, name: str, layers: Iterable[str]) -> TrackerError:

@@ -19,6 +19,7 @@ from tracker.bitstream.manifest import read_manifest
 from tracker.codecs.base import Coder
 from tracker.frameworks import load_framework
 from tracker.structure import rebuild
+from tracker.structure.base import check_kinds
 
 
 def decode_model(
@@ -49,6 +50,7 @@ def decode_model(
     """
     folder, used = Path(folder), load_framework(framework)
     manifest = read_manifest(folder)
+    check_kinds(manifest.structure, trusted)  # what is refused is refused before anything is imported for the rest
     # Read once more with its digest, so that the structure and the tensors are of the same bitstream.
     tensors = decode_bitstream(folder, coder, trusted, sha256 or manifest.sha256)
     changed = rebuild(model, manifest.structure, trusted)

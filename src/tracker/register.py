@@ -30,8 +30,12 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("tracker").setLevel(logging.INFO)
     from tracker.tracking import registry, store
 
+    uri = store.tracking_uri()
+    file = store.database_file(uri)
     try:
-        registry.register(store.connect(store.tracking_uri()), chosen.run, chosen.name)
+        if file is not None and not file.exists():  # there is nothing in a new one
+            raise TrackerError(f"there is no tracking store {file}; set MLFLOW_TRACKING_URI, or go where mlruns/ is")
+        registry.register(store.connect(uri), chosen.run, chosen.name)
     except TrackerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -74,6 +74,20 @@ class Anchor(Component):
         kept = {key: value for key, value in fields.items() if key not in paths}
         return {"_target_": f"{type(self).__module__}.{type(self).__qualname__}", **kept}
 
+    def check_received(self, folder: Path) -> None:
+        """Refuse fields with which `build` would need more than a receiver has, or do more than build.
+
+        A receiver has the fields that `architecture` gave, but anyone may have written them, and the files in
+        `folder`. It opens no store, downloads nothing, takes no trained weights and unpickles nothing. Where a field
+        is a `Path`, its file was found to be of the folder before.
+
+        Args:
+            folder: with the files that came with the architecture.
+
+        Raises:
+            TrackerError: there is such a field, or the anchor's `build` is none for a receiver.
+        """
+
     def imports(self) -> dict[str, str]:
         """Dotted paths that `build` imports because the configuration names them, each by its key."""
         return {}

@@ -21,6 +21,7 @@ from tracker.anchors.zoo import one_line
 from tracker.component import call, locate, made
 from tracker.errors import TrackerError
 from tracker.frameworks.pytorch import is_program
+from tracker.trust import ZOOS, within
 
 
 class OwnModel(Anchor):
@@ -84,6 +85,20 @@ class OwnModel(Anchor):
         """The transform, and the factory where there is one."""
         named = {"transform": self.transform, "factory": getattr(self, "factory", {})}
         return {key: str(node["_target_"]) for key, node in named.items() if node.get("_target_")}
+
+    def check_received(self, folder: Path) -> None:
+        """A zoo's function is asked for an architecture only.
+
+        Raises:
+            TrackerError: it is asked for trained weights, which it would read from a file or download.
+        """
+        factory = getattr(self, "factory", {})
+        asked = [key for key in factory if key.startswith(("weights", "pretrained")) and factory[key]]
+        if asked and within(str(factory.get("_target_")), ZOOS):
+            raise TrackerError(
+                f"anchor.factory asks for trained weights ({asked[0][:80]}={str(factory[asked[0]])[:80]}), and a "
+                "receiver takes none: leave it null"
+            )
 
     @cached_property
     def _transform(self) -> Callable[[Any], Any] | None:

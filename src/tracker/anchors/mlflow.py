@@ -24,6 +24,19 @@ class Logged(OwnModel):
     uri: str = Field(min_length=1, description="runs:/RUN_ID/NAME, models:/NAME/VERSION, models:/NAME@ALIAS, ...")
     allow_pickle: bool = Field(default=False, description="unpickling a model runs the code in it")
 
+    def check_received(self, folder: Path) -> None:
+        """No receiver builds it: its `build` asks a store, and may unpickle.
+
+        What a receiver can build of such a model `architecture` names by the anchor of a file.
+
+        Raises:
+            TrackerError: always.
+        """
+        raise TrackerError(
+            f"the model's architecture is an MLflow model of its own ({type(self).__name__}), which a receiver neither "
+            "fetches nor unpickles: refused"
+        )
+
     @cached_property
     def _downloaded(self) -> tuple[Path, dict[str, Any]]:
         """The model's folder, downloaded once, and its flavours with their settings."""

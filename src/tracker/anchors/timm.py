@@ -15,6 +15,8 @@ from tracker.anchors.files import read_weights
 from tracker.anchors.zoo import offline_where_unreachable, one_line, optional, seeded, tensors_only, unknown
 from tracker.errors import TrackerError
 
+SOURCES = ("checkpoint_path", "cache_dir")  # options of timm.create_model that name files
+
 
 class Timm(Anchor):
     """A model of timm with its published weights, those of a file, or random ones, and timm's own preprocessing."""
@@ -53,6 +55,40 @@ class Timm(Anchor):
                 f"{published['num_classes']} classes; give your own by anchor.checkpoint, or anchor.pretrained=false"
             )
         return self._published(published)
+
+    def architecture(self, folder: Path) -> dict[str, Any]:
+        """As `Anchor`; a model of a hub or a folder becomes timm's own with the options that are written there.
+
+        Raises:
+            TrackerError: as `build`.
+        """
+        node = {**super().architecture(folder), "pretrained": False}
+        if ":" not in self.model:
+            return node
+        model = self.build()
+        found = self._settings(model)
+        options = {key: found.get(key) for key in ("num_classes", "global_pool")}
+        if found.get("input_size"):
+            options["in_chans"] = found["input_size"][0]
+            if found.get("fixed_input_size"):
+                options["img_size"] = list(found["input_size"][1:])
+        options |= getattr(model, "_model_args", {})  # of what is written there, and ours
+        known = {key: value for key, value in options.items() if value is not None}
+        return {**node, "model": found["architecture"], "options": {**known, **self.options}}
+
+    def check_received(self, folder: Path) -> None:
+        """The architecture is one of timm's own.
+
+        Raises:
+            TrackerError: it, or an option, names a hub, a file or trained weights.
+        """
+        asked = [key for key in self.options if key in SOURCES or key.startswith("pretrained")]
+        if ":" in self.model or asked:
+            what = f"option {asked[0][:80]}" if asked else self.model[:80]
+            raise TrackerError(
+                f"the model's architecture asks timm for {what}, and a receiver takes no weights and downloads "
+                "nothing: refused"
+            )
 
     def preprocess(self, sample: Any) -> Any:
         """timm's transform for evaluation."""

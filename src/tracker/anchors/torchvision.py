@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import inspect
 import pickle
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import urlparse
 
 import torch
@@ -38,12 +40,13 @@ class Torchvision(Anchor):
     seed: int = Field(default=0, ge=0, description="of random weights")
 
     def build(self) -> nn.Module:
-        """The architecture, as torchvision builds it for these weights.
+        """The architecture, as torchvision builds it for these weights, without them: nothing is downloaded.
 
         Raises:
-            TrackerError: as `weights`.
+            TrackerError: an unknown name, or options that do not suit the model.
         """
-        return self._random() if self._member is None else self._trained(self._member)
+        with no_weights():
+            return self._random() if self._member is None else self._of(self._member)
 
     def weights(self) -> Mapping[str, Tensor]:
         """The published weights, from torch.hub's folder or downloaded into it; or random ones.
@@ -51,7 +54,8 @@ class Torchvision(Anchor):
         Raises:
             TrackerError: an unknown name, no network, or a file that is damaged or of another model.
         """
-        return self.build().state_dict()
+        model = self._random() if self._member is None else self._trained(self._member)
+        return model.state_dict()
 
     def preprocess(self, sample: Any) -> Any:
         """The weights' own ``transforms()``."""
@@ -123,8 +127,8 @@ class Torchvision(Anchor):
         if not file.exists():
             download(member.url, file)
         try:
-            with seeded(self.seed), tensors_only():
-                return self._build({"weights": member, "progress": False})
+            with tensors_only():
+                return self._of(member)
         except pickle.UnpicklingError as error:
             raise TrackerError(
                 f"{file} is damaged or holds more than tensors; delete it and get {member.url} again"
@@ -135,11 +139,28 @@ class Torchvision(Anchor):
                 f"delete it and get {member.url} again"
             ) from error
 
+    def _of(self, member: models.WeightsEnum) -> nn.Module:
+        with seeded(self.seed):
+            return self._build({"weights": member, "progress": False})
+
     def _build(self, options: Mapping[str, Any]) -> nn.Module:
         try:
             return self._builder(**{**options, **self.options})
         except (TypeError, ValueError) as error:
             raise TrackerError(f"anchor.options does not suit {self.model}: {one_line(error)}") from error
+
+
+@contextlib.contextmanager
+def no_weights() -> Iterator[None]:
+    """Within the block torchvision's builders make models as for their weights, but get and load none.
+
+    A builder does more for weights than loading them: the number of classes, auxiliary outputs, a norm's epsilon.
+    """
+    with (
+        patch.object(models.WeightsEnum, "get_state_dict", lambda *_, **__: {}),
+        patch.object(nn.Module, "load_state_dict", lambda *_, **__: None),
+    ):
+        yield
 
 
 def weights_file(url: str) -> Path:

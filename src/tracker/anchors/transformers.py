@@ -80,13 +80,32 @@ class Transformers(Anchor):
         return model.to(getattr(torch, self.dtype)).state_dict()
 
     def architecture(self, folder: Path) -> dict[str, Any]:
-        """As `Anchor`; config.json of a folder travels."""
-        node = super().architecture(folder)
-        if Path(self.model).is_dir():
-            (folder / "config").mkdir()
-            shutil.copyfile(Path(self.model) / "config.json", folder / "config" / "config.json")
-            node["model"] = "./config"
-        return {**node, "pretrained": False}
+        """As `Anchor`; config.json travels.
+
+        Raises:
+            TrackerError: as `build`.
+        """
+        source = Path(self.model) / "config.json"
+        if not Path(self.model).is_dir():
+            try:
+                source = Path(self._transformers.utils.cached_file(self.model, "config.json", revision=self.revision))
+            except Exception as error:  # as above
+                raise self._impossible(error) from error
+        (folder / "config").mkdir()
+        shutil.copyfile(source, folder / "config" / "config.json")
+        return {**super().architecture(folder), "model": "./config", "pretrained": False}
+
+    def check_received(self, folder: Path) -> None:
+        """The model is a folder that travels.
+
+        Raises:
+            TrackerError: it is a name on the hub, or a folder elsewhere.
+        """
+        if Path(self.model).parent != folder or not Path(self.model).is_dir():
+            raise TrackerError(
+                f"the model's architecture names the transformers model {self.model[:80]!r}, which did not come with "
+                "it, and a receiver downloads nothing: refused"
+            )
 
     def preprocess(self, sample: Any) -> dict[str, Tensor]:
         """A text as token ids and mask of `max_length`, or an image as pixels."""

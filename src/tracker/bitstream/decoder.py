@@ -9,10 +9,10 @@ from pathlib import Path
 from torch import Tensor
 
 from tracker.bitstream.manifest import Manifest, read_manifest
-from tracker.bitstream.state import restore
+from tracker.bitstream.state import SIDE, restore
 from tracker.codecs.base import Coder
-from tracker.component import locate
 from tracker.errors import TrackerError
+from tracker.trust import CODERS, SHOWN, given, trusted_object
 
 
 def decode_bitstream(
@@ -33,9 +33,12 @@ def decode_bitstream(
     if sha256 is not None and manifest.sha256 != sha256:
         raise TrackerError(f"{folder} holds the bitstream {manifest.sha256}, not {sha256}: refused")
     coder = coder or trusted_coder(manifest, trusted)
+    coded = set(manifest.files) - {SIDE}
     try:
         # A state dict without any tensor for a coder (all integers, say) has no coder's file to read.
-        decoded = coder.decode(folder) if set(manifest.files) - {"side.zst"} else {}
+        decoded = coder.decode(folder) if coded else {}
+        if coded and not decoded:
+            raise TrackerError(f"{folder} is damaged: there is no tensor in {min(coded)[:SHOWN]}; get it again")
         return restore(folder, decoded)
     except TrackerError:
         raise
@@ -53,15 +56,13 @@ def trusted_coder(manifest: Manifest, trusted: Collection[str] = ()) -> Coder:
         TrackerError: it comes from elsewhere, or is no coder.
     """
     path = manifest.coder
-    if not path.startswith("tracker.codecs.") and path.split(".")[0] not in trusted:
-        raise TrackerError(
-            f"the bitstream asks for the coder {path}, which is not a part of tracker: "
-            f"if you trust the package, name it by --trust {path.split('.')[0]} (scenario.trust of scenario=receive)"
-        )
-    found = locate(path, "coder")
+    advice = f"name it by --trust {path.split('.')[0][:SHOWN]} (scenario.trust of scenario=receive)"
+    found = trusted_object(path, (CODERS, *given(trusted)), "coder", advice)
     if not isinstance(found, type) or not issubclass(found, Coder) or inspect.isabstract(found):
-        raise TrackerError(f"the bitstream asks for {path}, which is not a coder: refused")
+        raise TrackerError(f"the bitstream asks for {path[:SHOWN]}, which is not a coder: refused")
     try:
         return found()
     except (TypeError, ValueError) as error:  # pydantic's ValidationError is a ValueError
-        raise TrackerError(f"the bitstream asks for {path}, which cannot be built without options: refused") from error
+        raise TrackerError(
+            f"the bitstream asks for {path[:SHOWN]}, which cannot be built without options: refused"
+        ) from error

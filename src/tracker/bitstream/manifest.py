@@ -76,6 +76,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise TrackerError(f"{path} is damaged, or of a format other than {FORMAT}; get the bitstream again")
     if not _well_formed(content) or raw != _canonical(content):
         raise TrackerError(f"{path} is damaged; get the bitstream again")
+    if len(set(content["files"])) != len(content["files"]):
+        raise TrackerError(f"{path} names a file twice; get the bitstream again")
     for name in content["files"]:
         if Path(name).name != name or name in ("", ".", "..", MANIFEST) or "\\" in name:
             raise TrackerError(f"{path} names {name[:80]!r}, which is not a plain file name: refused")

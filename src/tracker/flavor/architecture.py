@@ -1,19 +1,23 @@
-"""architecture.json: from what the receiver builds the public architecture, and what it may import for it.
+"""architecture.json: from what the receiver builds the public architecture.
 
 It is an anchor's configuration node without weights. It travels beside the bitstream, in an MLflow model, and is data:
-only what ``tracker.anchors`` and packages that are trusted define is imported for it, and all else is refused before.
+only what ``tracker.anchors`` and packages that are trusted define is imported for it, every file that it names is in
+the model's folder, and all else is refused before. What an anchor needs beyond that, such as a store, no receiver has:
+`Anchor.check_received` says so.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from tracker.component import build, locate
+from tracker.component import build
 from tracker.errors import TrackerError
+from tracker.trust import ANCHORS, SHOWN, ZOOS, named, trusted_object
 
 if TYPE_CHECKING:
     from tracker.anchors.base import Anchor
@@ -22,10 +26,6 @@ FILE = "architecture.json"
 FOLDER = "architecture"  # files that an architecture needs
 LARGEST = 1 << 20
 HERE = "./"  # how a node names a file of the folder
-ENVIRONMENT = "TRACKER_TRUSTED"
-ANCHORS = "tracker.anchors"
-# What an anchor's factory may be of without being named.
-TRUSTED = ("torchvision.models", "keras.applications", "keras.src.applications")
 
 
 def write_architecture(anchor: Anchor, path: Path) -> None:
@@ -36,7 +36,7 @@ def write_architecture(anchor: Anchor, path: Path) -> None:
         path: of the model.
 
     Raises:
-        TrackerError: it cannot travel.
+        TrackerError: it cannot travel, or a receiver would refuse it.
     """
     folder = path / FOLDER
     folder.mkdir()
@@ -44,34 +44,94 @@ def write_architecture(anchor: Anchor, path: Path) -> None:
     if not any(folder.iterdir()):
         folder.rmdir()
     (path / FILE).write_text(json.dumps(node, indent=1, sort_keys=True, default=str) + "\n")
+    if node["_target_"].startswith(f"{ANCHORS}."):  # a receiver may have another's anchor elsewhere
+        _received(_read(path / FILE), path, ANCHORS)
 
 
 def read_architecture(path: Path, trusted: Collection[str] = ()) -> Anchor:
-    """The anchor of a model's folder; it can `build` and `predict`, and has no weights.
+    """The anchor of a model's folder; it can `predict`, `rebuild` builds it, and it has no weights.
 
     Args:
         path: of the model.
         trusted: packages (or modules) of which anchors, factories and layers may be imported, besides tracker's own
-            and those that `allowed` adds.
+            and those that `named` adds.
 
     Raises:
-        TrackerError: there is no such file, it is damaged, or it names what is not trusted or outside the folder.
+        TrackerError: there is no such file, it is damaged, it names what is not trusted or outside the folder, or a
+            receiver cannot build it.
     """
-    from tracker.anchors.base import Anchor
-
-    file, packages = path / FILE, allowed(trusted)
-    node = _read(file)
-    found = trusted_object(node["_target_"], (ANCHORS, *packages), "anchor")
-    if not isinstance(found, type) or not issubclass(found, Anchor):
-        raise TrackerError(f"{file} names {node['_target_'][:80]}, which is not an anchor: refused")
-    placed = {key: _placed(value, path) for key, value in node.items()}
-    anchor = build(placed, "architecture", Anchor)  # type: ignore[type-abstract]
+    packages = named(trusted)
+    anchor = _received(_read(path / FILE), path, ANCHORS, *packages)
     for word, target in anchor.imports().items():
-        trusted_object(target, packages, word)
+        trusted_object(target, (*ZOOS, *packages), word)
     return anchor
 
 
+def rebuild(anchor: Anchor) -> Any:
+    """The architecture of an anchor that was received, newly built; nothing is downloaded.
+
+    Raises:
+        TrackerError: it cannot be built, or only with something of the network.
+    """
+    from tracker.anchors.zoo import one_line
+    from tracker.flavor.offline import offline
+
+    try:
+        with offline():
+            return anchor.build()
+    except TrackerError:
+        raise
+    except (Exception, SystemExit) as error:  # such as a layer that is larger than the memory
+        reason = f"{type(error).__name__}: {one_line(error, 160)}"
+        raise TrackerError(f"the architecture of {anchor.name[:SHOWN]} cannot be built here ({reason})") from error
+
+
+def check_plain(path: Path, folder: bool = False) -> None:
+    """Refuse a link, a pipe or a device: it leads out of a model's folder, or hangs whoever reads it.
+
+    Args:
+        path: of something that need not be there.
+        folder: whether it must be a folder, with plain files and such folders only; else a plain file.
+
+    Raises:
+        TrackerError: it is something else.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except (OSError, ValueError):
+        return  # whoever reads it tells
+    if not (stat.S_ISDIR if folder else stat.S_ISREG)(mode):
+        raise TrackerError(f"{path} is not a plain {'folder' if folder else 'file'}: refused")
+    for entry in os.scandir(path) if folder else ():
+        check_plain(Path(entry.path), entry.is_dir(follow_symlinks=False))
+
+
+def _received(node: dict[str, Any], path: Path, *packages: str) -> Anchor:
+    """The anchor of a node, its files in place, if it is one that a receiver can build."""
+    from tracker.anchors.base import Anchor
+
+    target = node["_target_"]
+    found = trusted_object(target, packages, "anchor")
+    if not isinstance(found, type) or not issubclass(found, Anchor):
+        raise TrackerError(f"{path / FILE} names {target[:SHOWN]}, which is not an anchor: refused")
+    check_plain(path / FOLDER, folder=True)
+    try:
+        placed = {key: _placed(item, path, _is_path(found, key)) for key, item in node.items()}
+    except RecursionError as error:
+        raise TrackerError(f"{path / FILE} is damaged: it is nested too deep; get the model again") from error
+    anchor = build(placed, "architecture", Anchor)  # type: ignore[type-abstract]
+    anchor.check_received(path / FOLDER)
+    return anchor
+
+
+def _is_path(anchor: type[Anchor], key: str) -> bool:
+    """Whether a field of an anchor is the name of a file."""
+    field = anchor.model_fields.get(key)
+    return field is not None and Path in (field.annotation, *get_args(field.annotation))
+
+
 def _read(file: Path) -> dict[str, Any]:
+    check_plain(file)
     try:
         if file.stat().st_size > LARGEST:
             raise TrackerError(f"{file} is too large for an architecture: refused")
@@ -85,57 +145,24 @@ def _read(file: Path) -> dict[str, Any]:
     return node
 
 
-def allowed(trusted: Collection[str] = ()) -> tuple[str, ...]:
-    """The packages that are trusted: `TRUSTED`, those given, and those of the variable ``TRACKER_TRUSTED``."""
-    return (*TRUSTED, *named(trusted))
-
-
-def named(trusted: Collection[str] = ()) -> tuple[str, ...]:
-    """The packages that the user has named as trusted."""
-    return (*trusted, *os.environ.get(ENVIRONMENT, "").replace(",", " ").split())
-
-
-def trusted_object(target: str, packages: Collection[str], word: str) -> Any:
-    """What a dotted path names, if it is of a trusted package and was defined in one.
-
-    A module's attributes are more than what it defines: ``package.os.system`` is a path as well.
+def _placed(value: Any, path: Path, is_path: bool = False) -> Any:
+    """A node's value with the files that it names at their place in the model's folder.
 
     Args:
-        target: the path; nothing is imported where it begins with another package.
-        packages: packages or modules.
-        word: what it is, for error messages.
-
-    Raises:
-        TrackerError: it is of none of them.
-    """
-    refused = TrackerError(
-        f"the model asks for the {word} {target[:80]}, which is of no package that is trusted: if you trust it, set "
-        f"{ENVIRONMENT}={target.split('.')[0][:40]}"
-    )
-    if not _within(target, packages):
-        raise refused
-    found = locate(target, word)
-    if not _within(f"{getattr(found, '__module__', '')}.", packages):
-        raise refused
-    return found
-
-
-def _within(path: str, packages: Collection[str]) -> bool:
-    return any(path.startswith(f"{package}.") for package in packages)
-
-
-def _placed(value: Any, path: Path) -> Any:
-    """A node's value with the files that it names at their place in the model's folder.
+        value: of a key.
+        path: of the model.
+        is_path: the key is that of a file, so that any text names one; else those that begin with ``./``.
 
     Raises:
         TrackerError: a name leads out of it.
     """
-    if isinstance(value, str) and value.startswith(HERE):
+    if isinstance(value, str) and (is_path or value.startswith(HERE)):
         name = value.removeprefix(HERE)
-        file = path / FOLDER / name
-        if Path(name).name != name or name in ("", ".", "..") or "\\" in name or file.is_symlink():
-            raise TrackerError(f"{path / FILE} names the file {value[:80]!r}, which is not in its folder: refused")
-        return str(file)
+        if Path(name).name != name or name in ("", ".", "..") or "\\" in name or "\0" in name:
+            raise TrackerError(f"{path / FILE} names the file {value[:SHOWN]!r}, which is not in its folder: refused")
+        return str(path / FOLDER / name)
     if isinstance(value, Mapping):
         return {key: _placed(item, path) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_placed(item, path) for item in value]
     return value

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tracker.component import explain
 from tracker.errors import TrackerError
+from tracker.flavor.arrays import arrays, targets
 from tracker.tasks.base import Task
 from tracker.tasks.classification import Classification
 from tracker.tasks.regression import Regression
@@ -87,11 +88,10 @@ def compare(
     kind = options.task or TASKS[model_type]()
     tolerance = options.tolerance if options.tolerance is not None else tolerance
     task = kind if tolerance is None else kind.model_copy(update={"tolerance": tolerance})
-    if dataset.labels_data is None:
-        raise TrackerError("the data has no targets; give targets=")
+    labels = targets(dataset.labels_data)
     signature = model.metadata.signature if model.metadata else None
     inputs = arrays(dataset.features_data, signature.inputs if signature else None)
-    comparison = Comparison(task, options, inputs, np.asarray(dataset.labels_data))
+    comparison = Comparison(task, options, inputs, labels)
     metrics = comparison.measure(predict, model.predict)
     return _logged(metrics, comparison.worst(), run_id, model_id or model.model_id)
 
@@ -174,40 +174,6 @@ class Comparison:
             yield inputs, torch.from_numpy(self.targets[part].copy())
 
 
-def arrays(given: Any, schema: Any) -> Any:
-    """Inputs as a model's signature has them: MLflow's data sets are tables, or arrays of two dimensions.
-
-    Args:
-        given: a table with a column of lists for each input, or with a column of numbers for each value of a sample;
-            or an array of shape (N, values).
-        schema: of the inputs; None, or one of columns: they stay as they are.
-
-    Raises:
-        TrackerError: a sample has another number of values than the signature says, or a column is missing.
-    """
-    if schema is None or not schema.is_tensor_spec():
-        return given
-    if schema.has_input_names():
-        missing = [name for name in schema.input_names() if name not in given]
-        if missing:
-            raise TrackerError(f"the data has no column {missing[0]}, which is an input of the model")
-        return {spec.name: _shaped(given[[spec.name]], spec) for spec in schema.inputs}
-    return _shaped(given, schema.inputs[0])
-
-
-def _shaped(given: Any, spec: Any) -> np.ndarray:
-    array = given.to_numpy() if hasattr(given, "to_numpy") else np.asarray(given)
-    if array.dtype == object:  # a column of lists
-        array = np.stack([np.asarray(row[0], dtype=spec.type) for row in array])
-    wanted = (len(array), *spec.shape[1:])
-    try:
-        return array.astype(spec.type).reshape(array.shape if -1 in wanted else wanted)
-    except ValueError as error:
-        raise TrackerError(
-            f"the samples have shape {array.shape[1:]}, and the model takes {tuple(spec.shape[1:])}"
-        ) from error
-
-
 def anchor_of(model: Any, options: Options) -> tuple[Predict, float | None] | None:
     """What the anchor predicts, and the tolerance of the run that made the model; None where there is no anchor."""
     import mlflow
@@ -229,6 +195,7 @@ def _logged_anchor(decoded: Any, run_id: str) -> tuple[Predict, float | None]:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
+    from tracker.flavor.architecture import rebuild
     from tracker.flavor.predictor import Predictor
     from tracker.frameworks import load_framework
     from tracker.tracking.anchors import read_weights
@@ -244,7 +211,7 @@ def _logged_anchor(decoded: Any, run_id: str) -> tuple[Predict, float | None]:
             'evaluator_config={"anchor": "models:/NAME/VERSION"}'
         ) from error
     anchor = decoded.anchor
-    built = anchor.build()
+    built = rebuild(anchor)
     load_framework(anchor.framework).fill(built, weights, "the anchor's weights")
     tolerance = data.params.get("task.tolerance")
     return Predictor(anchor, built, decoded.device).predict, None if tolerance is None else float(tolerance)

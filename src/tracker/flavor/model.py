@@ -18,8 +18,12 @@ import yaml
 from tracker.bitstream.manifest import bitstream_bytes, read_manifest
 from tracker.component import build
 from tracker.errors import TrackerError
-from tracker.flavor.architecture import allowed, named, read_architecture, write_architecture
+from tracker.flavor.architecture import check_plain, read_architecture, rebuild, write_architecture
+from tracker.flavor.carried import carry
+from tracker.flavor.mlmodel import FLAVOR_NAME, read_flavor
 from tracker.flavor.predictor import Predictor
+from tracker.structure.base import check_kinds
+from tracker.trust import ENVIRONMENT, SHOWN, named
 
 if TYPE_CHECKING:
     from mlflow.models import Model, ModelSignature
@@ -27,7 +31,6 @@ if TYPE_CHECKING:
 
     from tracker.anchors.base import Anchor
 
-FLAVOR_NAME = "nnc"
 BITSTREAM = "bitstream"
 # What a receiver imports; the framework and a zoo's package come with the anchor.
 RECEIVER = ("mlflow", "nncodec", "numpy", "torch", "torchvision", "safetensors", "zstandard", "pydantic")
@@ -97,7 +100,12 @@ def save_model(
     if metadata is not None:
         model.metadata = dict(metadata)
     pyfunc.add_to_model(
-        model, loader_module=__package__, conda_env=_CONDA_ENV_FILE_NAME, python_env=_PYTHON_ENV_FILE_NAME, code=code
+        model,
+        loader_module=__package__,
+        conda_env=_CONDA_ENV_FILE_NAME,
+        python_env=_PYTHON_ENV_FILE_NAME,
+        code=code,
+        model_config={"device": "auto"},  # MLflow hands on only those that a model names
     )
     model.add_flavor(
         FLAVOR_NAME,
@@ -187,31 +195,34 @@ def load_model(model_uri: str, dst_path: str | None = None, trusted: Collection[
         model_uri: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, ``runs:/RUN_ID/NAME``, ``models:/MODEL_ID`` or a
             folder.
         dst_path: an existing folder to download to.
-        trusted: packages besides tracker whose anchors, factories, coders and structure changes may be imported; the
-            variable ``TRACKER_TRUSTED`` adds to them.
+        trusted: packages besides tracker whose anchors, factories, coders and structure changes may be imported, also
+            from the code that travels with the model; the variable ``TRACKER_TRUSTED`` adds to them.
 
     Returns:
         A torch.nn.Module or a keras.Model, in evaluation mode.
 
     Raises:
         TrackerError: the model is damaged, of another flavor, or asks for code that is not trusted.
+        MlflowException: there is no such model.
     """
     from mlflow.tracking.artifact_utils import _download_artifact_from_uri
-    from mlflow.utils.model_utils import _add_code_from_conf_to_system_path, _get_flavor_configuration
 
     path = Path(_download_artifact_from_uri(artifact_uri=model_uri, output_path=dst_path))
-    flavor = _get_flavor_configuration(model_path=str(path), flavor_name=FLAVOR_NAME)
+    flavor = read_flavor(path)
     if flavor.get("code") and named(trusted):  # only then is code that travels with a model of any use
-        _add_code_from_conf_to_system_path(str(path), flavor)
+        carry(path, str(flavor["code"]), named(trusted))
     return _decoded(path, trusted)[1]
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Predictor:
     """What ``mlflow.pyfunc.load_model`` and ``mlflow models serve`` call.
 
+    Only the variable ``TRACKER_TRUSTED`` names packages here: what a caller gives as ``model_config`` and what the
+    model's own file says reach this function as one.
+
     Args:
         path: of the model's folder.
-        model_config: ``device`` (auto by default), ``trusted`` (a list of packages).
+        model_config: ``device`` (auto by default).
 
     Raises:
         TrackerError: as `load_model`.
@@ -219,25 +230,27 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Pr
     from tracker.models import choose_device
 
     options = dict(model_config or {})
-    device, trusted = str(options.pop("device", "auto")), options.pop("trusted", ())
+    device = str(options.pop("device", "auto"))
     if options:
-        raise TrackerError(f"model_config.{next(iter(options))} is not an option; there are device and trusted")
-    anchor, model = _decoded(Path(path), [trusted] if isinstance(trusted, str) else trusted)
+        raise TrackerError(
+            f"model_config.{str(next(iter(options)))[:SHOWN]} is not an option; there is device, and packages are "
+            f"trusted by the variable {ENVIRONMENT}"
+        )
+    anchor, model = _decoded(Path(path), ())
     return Predictor(anchor, model, choose_device(device))
 
 
 def _decoded(path: Path, trusted: Collection[str]) -> tuple[Anchor, Any]:
     """The anchor and the decoded model of a folder that holds MLmodel."""
-    from mlflow.models import Model
-
     from tracker.receiver import decode_model
 
-    expected = Model.load(str(path)).flavors.get(FLAVOR_NAME, {}).get("sha256")
-    read_manifest(path / BITSTREAM)  # a damaged one is told before anything is imported for the architecture
+    expected = read_flavor(path)["sha256"]
+    check_plain(path / BITSTREAM, folder=True)
+    manifest = read_manifest(path / BITSTREAM)  # a damaged one is told before anything is imported for the architecture
+    check_kinds(manifest.structure, named(trusted))
     anchor = read_architecture(path, trusted)
-    packages = {name.split(".")[0] for name in allowed(trusted)}
-    model = decode_model(path / BITSTREAM, anchor.build(), anchor.framework, trusted=packages, sha256=expected)
-    return anchor, model
+    built = rebuild(anchor)
+    return anchor, decode_model(path / BITSTREAM, built, anchor.framework, trusted=named(trusted), sha256=expected)
 
 
 def get_default_pip_requirements(anchor: Anchor | None = None) -> list[str]:

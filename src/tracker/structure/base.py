@@ -8,10 +8,10 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from tracker.component import locate
 from tracker.errors import TrackerError
+from tracker.trust import SHOWN, given, trusted_object, within
 
-OURS = re.compile(r"[a-z][a-z0-9_]*")
+OURS, OUR_MODULES = re.compile(r"[a-z][a-z0-9_]*"), "tracker.structure"
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def rebuild(model: Any, edits: Iterable[Edit], trusted: Collection[str] = ()) ->
         TrackerError: a kind is unknown or not trusted, or an edit does not fit the architecture.
     """
     for edit in edits:
-        function = locate(f"{_module(edit.kind, trusted)}.rebuild", "structure.kind")
+        function = _function(edit.kind, trusted)
         _check_framework(edit.kind, model)
         try:
             model = function(model, edit.layers)
@@ -58,20 +58,42 @@ def rebuild(model: Any, edits: Iterable[Edit], trusted: Collection[str] = ()) ->
     return model
 
 
-def _module(kind: str, trusted: Collection[str]) -> str:
-    """The module of a kind: ours, or one of a trusted package.
+def check_kinds(edits: Iterable[Edit], trusted: Collection[str] = ()) -> None:
+    """Refuse edits of which one is of a kind that `rebuild` would not import.
+
+    Args:
+        edits: of a manifest.
+        trusted: as for `rebuild`.
+
+    Raises:
+        TrackerError: that.
+    """
+    for edit in edits:
+        _packages(edit.kind, trusted)
+
+
+def _function(kind: str, trusted: Collection[str]) -> Callable[[Any, dict[str, Any]], Any]:
+    """What repeats an edit."""
+    packages = _packages(kind, trusted)
+    module = f"{OUR_MODULES}.{kind}" if packages == (OUR_MODULES,) else kind
+    found: Callable[[Any, dict[str, Any]], Any] = trusted_object(f"{module}.rebuild", packages, "structure.kind")
+    return found
+
+
+def _packages(kind: str, trusted: Collection[str]) -> tuple[str, ...]:
+    """The packages that a kind may be of: ours, or those that are trusted.
 
     Raises:
         TrackerError: it comes from elsewhere.
     """
-    if OURS.fullmatch(kind) and kind != "base" and importlib.util.find_spec(f"tracker.structure.{kind}") is not None:
-        return f"tracker.structure.{kind}"
-    package = kind.split(".")[0]
-    if package in trusted:
-        return kind
+    if OURS.fullmatch(kind) and kind != "base" and importlib.util.find_spec(f"{OUR_MODULES}.{kind}") is not None:
+        return (OUR_MODULES,)
+    if within(f"{kind}.", trusted):
+        return given(trusted)
+    package = kind.split(".")[0][:SHOWN]
     raise TrackerError(
-        f"the bitstream's structure asks for {kind[:80]!r}, which is not a part of this version of tracker: if it is a "
-        f"package's that you trust, name {package[:40]} in trusted (scenario.trust of scenario=receive)"
+        f"the bitstream's structure asks for {kind[:SHOWN]!r}, which is not a part of this version of tracker: if it "
+        f"is a package's that you trust, name {package} in trusted (scenario.trust of scenario=receive)"
     )
 
 

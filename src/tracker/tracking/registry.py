@@ -159,11 +159,23 @@ def logged_model(client: MlflowClient, run_id: str) -> tuple[Run, LoggedModel]:
 
 
 def versions_of(client: MlflowClient, name: str) -> list[ModelVersion]:
-    """All versions of a registered model; none where there is none of that name."""
+    """All versions of a registered model; none where there is none of that name.
+
+    Raises:
+        TrackerError: no filter of MLflow's can name it.
+    """
+    from mlflow.exceptions import MlflowException
+
     found: list[ModelVersion] = []
     token = None
+    quote = '"' if "'" in name else "'"
     while True:
-        page = client.search_model_versions(f"name = '{name}'", page_token=token)
+        try:
+            page = client.search_model_versions(f"name = {quote}{name}{quote}", page_token=token)
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            raise TrackerError(f"no registered model can be named {name[:80]!r}: choose a plainer name") from error
         found += page
         token = page.token
         if not token:
