@@ -27,6 +27,28 @@ def test_own_anchor_and_task_by_config_dir(tmp_path: Path, tracker: Callable[...
     assert metrics["performance/drop_low"] <= metrics["performance/drop"] <= metrics["performance/drop_high"]
     assert run.data.params["task.function._target_"] == "wine.balanced_accuracy"
 
+    # Its own module travels with it, to whoever trusts it, in another folder.
+    (output,) = run.outputs.model_outputs
+    model = next((folder / "mlruns").rglob(f"{output.model_id}/artifacts/MLmodel")).parent
+    code = (
+        "import sys, numpy, mlflow.pyfunc, tracker.flavor\n"
+        "net = tracker.flavor.load_model(sys.argv[1])\n"
+        "print(type(net).__name__, mlflow.pyfunc.load_model(sys.argv[1]).predict(numpy.zeros((2, 13), 'f4')).shape)\n"
+    )
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for trusted, status in (("wine", 0), ("", 1)):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(model)],
+            cwd=elsewhere,
+            env={**os.environ, "TRACKER_TRUSTED": trusted},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == status, done.stderr
+        assert "(2, 3)" in done.stdout if trusted else "no package that is trusted" in done.stderr
+
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("xz") is None, reason="xz is not installed")

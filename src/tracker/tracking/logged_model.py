@@ -46,10 +46,14 @@ def log_model(
         TrackerError: it cannot be stored.
     """
     from tracker import flavor
+    from tracker.flavor.own_code import own_code
 
     folder = scratch / NAME
+    code = own_code({type(anchor).__module__, *anchor.imports().values()}) or None
     try:
-        flavor.save_model(bitstream, folder, anchor, signature=described[0], input_example=described[1])
+        flavor.save_model(
+            bitstream, folder, anchor, signature=described[0], input_example=described[1], code_paths=code
+        )
     except TrackerError as error:
         log.warning("no model is logged: %s", error)
         return
