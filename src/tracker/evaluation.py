@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -16,7 +19,6 @@ from tracker.memory import keep_freed_memory
 from tracker.tasks.base import Evaluation, Task
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
 KEPT_BYTES = 256 * 2**20
@@ -107,7 +109,7 @@ def evaluate(anchor: Anchor, model: Any, task: Task, batches: Batches, device: s
     """
     predict = _predictor(anchor, model, task, device)
     with torch.inference_mode():
-        return task.evaluate(predict, _moved(batches, device, label))
+        return _shortest(task.evaluate(predict, _moved(batches, device, label)))
 
 
 def evaluate_until(
@@ -145,7 +147,19 @@ def evaluate_until(
                 return None
         # The metrics over all samples, from what the model gave for each batch.
         again = iter(outputs)
-        return task.evaluate(lambda inputs: next(again), _moved(batches, device, label))
+        return _shortest(task.evaluate(lambda inputs: next(again), _moved(batches, device, label)))
+
+
+def _shortest(evaluation: Evaluation) -> Evaluation:
+    """With metrics of single precision as the shortest decimals that stand for them: 0.9825, not 0.98250001."""
+
+    def shortest(value: float) -> float:
+        single = np.float32(value)
+        return float(str(single)) if float(single) == value and math.isfinite(value) else value
+
+    return dataclasses.replace(
+        evaluation, metrics={name: shortest(value) for name, value in evaluation.metrics.items()}
+    )
 
 
 def predict_one(anchor: Anchor, model: Any, task: Task, inputs: Any, device: str) -> Tensor:

@@ -58,14 +58,14 @@ class Distill(Transform):
         description="lambda, over the distortion that is transparent without "
         "training; null: the largest that stays transparent on the search split",
     )
-    learning_rate: float = Field(default=5e-4, gt=0, le=1, description="of weights; of others twice as much")
+    learning_rate: float = Field(default=1e-3, gt=0, le=1, description="of weights; of others twice as much")
     loss: Literal["auto", "mse", "kl"] = Field(
         default="auto",
         description="squared error over the anchor's variance, or divergence of the classes' "
         "probabilities; auto: the latter where the outputs are logits of the task",
     )
     temperature: float = Field(default=2.0, gt=0, le=1000, description="of kl's probabilities")
-    batch_size: int = Field(default=96, ge=1)
+    batch_size: int = Field(default=48, ge=1)
     crop: Literal["auto"] | int | None = Field(default="auto", description="as for finetune")
     shift: float = Field(default=0.125, ge=0, le=0.5, description="inputs that are images move by up to this share")
     precision: Literal["auto", "float32", "bfloat16"] = Field(

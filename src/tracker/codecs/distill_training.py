@@ -31,7 +31,7 @@ FROZEN = 0.7  # the share of a round after which steps stay where they are, on t
 WARM = 0.03  # the share of a round in which the learning rate rises
 RATES = {"weights": 1.0, "vectors": 2.0, "steps": 10.0}  # learning rates, over that of weights
 MEASURED = 8  # batches on which distortion is told
-FLIPPED = 0.8  # agreement of the anchor with itself on mirrored inputs, from which they are trained on as well
+FLIPPED = 0.7  # agreement of the anchor with itself on mirrored inputs, from which they are trained on as well
 
 
 @dataclass(frozen=True)
