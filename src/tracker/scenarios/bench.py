@@ -131,6 +131,7 @@ class Bench:
             layers = ", ".join(f"{count} {name}" for name, count in self.framework.layers(self.model).items())
             run.set_tags(
                 {
+                    anchors.KEY: anchors.anchor_key(self.sha256, self.task_sha256),
                     "tracker.metrics": json.dumps(list(evaluation.metrics)),
                     "tracker.anchor.model": type(self.model).__name__,
                     "tracker.anchor.layers": layers[:2000],

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 WEIGHTS = "model.safetensors"
 SCORES = "scores.safetensors"
+KEY = "tracker.anchor.key"  # a tag
 ADDRESS = re.compile(r"0x[0-9a-fA-F]+")  # of an object in memory, in its text form
 
 
@@ -79,6 +80,14 @@ def task_digest(job: Job, architecture: str, data_sha256: str, device: str) -> s
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def anchor_key(sha256: str, task_sha256: str) -> str:
+    """One word for an anchor and its task.
+
+    Only runs of kind ``anchor`` have it as a tag: a database finds it without reading that of every run.
+    """
+    return hashlib.sha256(f"{sha256}{task_sha256}".encode()).hexdigest()[:24]
+
+
 def logged_anchor(
     client: MlflowClient,
     experiment: str,
@@ -99,7 +108,7 @@ def logged_anchor(
     """
     from filelock import FileLock
 
-    key = hashlib.sha256(f"{sha256}{task_sha256}".encode()).hexdigest()[:24]
+    key = anchor_key(sha256, task_sha256)
     if found := find_anchor(client, experiment, sha256, task_sha256):
         return found
     with FileLock(lock_folder / f"anchor-{key}.lock"):
@@ -127,8 +136,7 @@ def find_anchor(client: MlflowClient, experiment: str, sha256: str, task_sha256:
 def _first_anchor(client: MlflowClient, experiments: list[str], sha256: str, task_sha256: str) -> LoggedAnchor | None:
     runs = client.search_runs(
         experiments,
-        f"tags.`tracker.kind` = 'anchor' AND tags.`tracker.anchor.sha256` = '{sha256}' "
-        f"AND tags.`tracker.task.sha256` = '{task_sha256}' AND attributes.status = 'FINISHED'",
+        f"tags.`{KEY}` = '{anchor_key(sha256, task_sha256)}' AND attributes.status = 'FINISHED'",
         order_by=["attributes.start_time ASC", "attributes.run_id ASC"],
         max_results=10,
     )
