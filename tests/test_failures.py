@@ -19,6 +19,7 @@ from conftest import Completed, Here, runs
 from safetensors.torch import save_file
 
 from tracker.anchors.resnet_cifar import CifarResNet
+from tracker.errors import TrackerError
 from tracker.tracking import store
 
 
@@ -522,3 +523,8 @@ def test_password_of_a_server_is_nowhere(tracker: Callable, tmp_path: Path, serv
     assert [path for path in stored if path.name == "manifest.json"]
     assert not [path for path in stored if b"s3cr3t" in path.read_bytes()]
     assert not (work / "mlruns").exists()
+
+
+def test_a_long_message_keeps_both_ends() -> None:
+    told = str(TrackerError(f"begins {'x' * 100_000} ends"))
+    assert told.startswith("begins") and told.endswith("ends") and len(told) < 2100 and "\n" not in told

@@ -17,7 +17,8 @@ class TrackerError(Exception):
 
     def __init__(self, message: str) -> None:
         text = " ".join(str(message).split())
-        super().__init__(text if len(text) <= LONGEST else f"{text[:LONGEST]}…")
+        half = LONGEST // 2  # of both ends: a data loader's worker tells our line behind a whole traceback
+        super().__init__(text if len(text) <= LONGEST else f"{text[:half]}…{text[-half:]}")
 
 
 def unknown_layer(option: str, name: str, layers: Iterable[str]) -> TrackerError:
