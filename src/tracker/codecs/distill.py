@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from tracker.codecs.base import Context, Transform, Transformed
+from tracker.codecs.base import Context, Transformed
 from tracker.codecs.distill_start import plain_norms, start
 from tracker.codecs.distill_training import Quantised, Training
-from tracker.codecs.finetune import full_precision, repeatable, tensors_of
-from tracker.codecs.finetune_training import parameters_of
+from tracker.codecs.finetune import Trained, full_precision, repeatable, tensors_of
 from tracker.errors import TrackerError
 
 if TYPE_CHECKING:
@@ -41,10 +40,9 @@ class Round:
     seconds: float
 
 
-class Distill(Transform):
+class Distill(Trained):
     """Quantisation-aware self-distillation with the coder's rate in the loss, for a given time."""
 
-    frameworks: ClassVar[frozenset[str]] = frozenset({"pytorch"})
     final: ClassVar[bool] = True
     makes_steps: ClassVar[bool] = True
 
@@ -71,15 +69,6 @@ class Distill(Transform):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="of training; auto: bfloat16 where the processor computes in it"
     )
-
-    def check_model(self, model: Any, framework: str) -> None:
-        """Refuse what cannot be trained.
-
-        Raises:
-            TrackerError: another framework, a torch.export program, or no floating-point parameters.
-        """
-        super().check_model(model, framework)
-        parameters_of(model)
 
     def logged(self) -> list[str]:
         """See `Transform.logged`."""

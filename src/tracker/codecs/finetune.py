@@ -24,7 +24,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class Finetune(Transform):
+class Trained(Transform):
+    """A transform that trains the model."""
+
+    def check_model(self, model: Any, framework: str) -> None:
+        """Refuse what cannot be trained.
+
+        Raises:
+            TrackerError: another framework, a torch.export program, or no floating-point parameters.
+        """
+        super().check_model(model, framework)
+        parameters_of(model)
+
+
+class Finetune(Trained):
     """A few epochs over the training split's inputs by Adam, the learning rate falling as a cosine to zero."""
 
     epochs: int = Field(default=5, ge=1, le=10000)
@@ -51,15 +64,6 @@ class Finetune(Transform):
         default=16, ge=1, description="calibration batches on which epochs are compared; null: all of them"
     )
     seconds: float | None = Field(default=None, gt=0, description="stop after so long")
-
-    def check_model(self, model: Any, framework: str) -> None:
-        """Refuse what cannot be trained.
-
-        Raises:
-            TrackerError: another framework, a torch.export program, or no floating-point parameters.
-        """
-        super().check_model(model, framework)
-        parameters_of(model)
 
     def logged(self) -> list[str]:
         """See `Transform.logged`."""
