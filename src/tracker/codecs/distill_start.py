@@ -61,21 +61,30 @@ def start(training: Training, context: Context) -> Start:
     They are inversely proportional to the root of each tensor's sensitivity, so that all do the same harm for a bit
     (reverse water-filling, Cover and Thomas, section 10.3.3), and as large as is transparent, times `COARSER`.
     """
-    assert context.drop is not None
     relative = shares(sensitivities(training))
-    low, high = 0, 4 * OCTAVES
-    while high - low > 1:  # in quarters of an octave; the finest one is taken to be transparent
+
+    def sizes(quarters: float) -> dict[str, float]:  # of an octave
+        return {name: share * 2 ** (quarters / 4 - OCTAVES) for name, share in relative.items()}
+
+    def measured(quarters: int) -> tuple[Quantised, float]:
+        assert context.drop is not None
+        training.set_steps(sizes(quarters))
+        found = training.snapshot()
+        found.fill(training.student)
+        return found, context.drop(training.student)
+
+    low, high, best = 0, 4 * OCTAVES, None
+    while high - low > 1:  # the finest one is taken to be transparent
         middle = (low + high) // 2
-        training.set_steps({name: share * 2 ** (middle / 4 - OCTAVES) for name, share in relative.items()})
-        training.snapshot().fill(training.student)
-        transparent = context.drop(training.student) <= context.tolerance
-        low, high = (middle, high) if transparent else (low, middle)
-    finest = {name: share * 2 ** (low / 4 - OCTAVES) for name, share in relative.items()}
-    training.set_steps(finest)
-    untrained = dataclasses.replace(training.snapshot(), loss=training.distortion())
-    untrained.fill(training.student)
-    drop = context.drop(training.student)
-    training.set_steps({name: COARSER * size for name, size in finest.items()})
+        found = measured(middle)
+        if found[1] <= context.tolerance:
+            low, best = middle, found
+        else:
+            high = middle
+    untrained, drop = best or measured(low)
+    training.set_steps(sizes(low))
+    untrained = dataclasses.replace(untrained, loss=training.distortion())
+    training.set_steps({name: COARSER * size for name, size in sizes(low).items()})
     return Start(WEIGHT, max(untrained.loss, 1e-12), untrained, drop)
 
 

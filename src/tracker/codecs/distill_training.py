@@ -17,7 +17,7 @@ from tqdm import tqdm
 from tracker.codecs.base import Context
 from tracker.codecs.distill_rate import bits_of, code_lengths, quantised
 from tracker.codecs.finetune_inputs import Inputs, side
-from tracker.codecs.finetune_training import parameters_of
+from tracker.codecs.finetune_training import divergence, parameters_of
 from tracker.codecs.nnc_steps import nearest_qp, step_size
 from tracker.errors import TrackerError
 from tracker.evaluation import cloned, on_device
@@ -228,9 +228,7 @@ class Training:
             )
         if self.loss == "mse":
             return (output - target).square().mean() / self.variance
-        heat = self.options.temperature
-        wanted, given = ((one / heat).log_softmax(dim=self.axis) for one in (target, output))
-        return F.kl_div(given, wanted, reduction="none", log_target=True).sum(dim=self.axis).mean() * heat**2
+        return divergence(output, target, self.options.temperature, self.axis)
 
     def _agrees_mirrored(self, inputs: Tensor, output: Tensor) -> bool:
         """Whether the anchor says of mirrored inputs what it says of the inputs: then they are natural ones."""

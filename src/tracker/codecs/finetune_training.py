@@ -172,10 +172,7 @@ class Training:
         if self.options.loss == "kl":
             if target.ndim < 2 or target.shape[1] < 2:
                 raise TrackerError(f"loss=kl needs logits (batch, classes, ...), not {tuple(target.shape)}; use mse")
-            heat = self.options.temperature
-            wanted, given = (target / heat).log_softmax(dim=1), (output / heat).log_softmax(dim=1)
-            divergence = nn.functional.kl_div(given, wanted, reduction="none", log_target=True).sum(dim=1)
-            return divergence.mean() * heat**2  # by its square, gradients stay as large (Hinton et al., section 2)
+            return divergence(output, target, self.options.temperature)
         if not self.variance:
             self.variance = max(float(target.var(correction=0)), 1e-30)
         return (output - target).square().mean() / self.variance
@@ -194,6 +191,19 @@ class Training:
                     agreements.append(self.context.agreement(output, target))
                 sizes.append(len(target))
         return {"loss": weighted(losses, sizes), "agreement": weighted(agreements, sizes) if agreements else None}
+
+
+def divergence(output: Tensor, target: Tensor, heat: float, axis: int = 1) -> Tensor:
+    """The mean Kullback-Leibler divergence of the classes' probabilities at a temperature.
+
+    Args:
+        output, target: logits, of the same shape.
+        heat: the temperature.
+        axis: of the classes.
+    """
+    wanted, given = (target / heat).log_softmax(dim=axis), (output / heat).log_softmax(dim=axis)
+    divergences = nn.functional.kl_div(given, wanted, reduction="none", log_target=True).sum(dim=axis)
+    return divergences.mean() * heat**2  # by its square, gradients stay as large (Hinton et al., section 2)
 
 
 def rank(row: dict[str, Any]) -> tuple[float, float]:
