@@ -132,3 +132,10 @@ def runs(folder: Path, kind: str | None = None) -> list:
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     wanted = f"tags.`tracker.kind` = '{kind}'" if kind else ""
     return client.search_runs(experiments, wanted, order_by=["attributes.start_time ASC"])
+
+
+def one_line(done: Completed, told: str) -> None:
+    """A user's mistake is told in one line, with a status that says so."""
+    assert done.returncode == 1, (done.returncode, done.stdout, done.stderr)
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert told in done.stderr

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Completed, runs
+from conftest import Completed, one_line, runs
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
@@ -462,12 +462,6 @@ def test_images_come_back_with_their_channel_first(files: Path) -> None:
     output = anchor.predict(anchor.build(), sample.unsqueeze(0))
     assert output.shape == (1, 3, 10, 12)
     assert torch.equal(output[0].movedim(0, -1), sample)
-
-
-def one_line(done: Completed, told: str) -> None:
-    assert done.returncode == 1, (done.returncode, done.stdout, done.stderr)
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert told in done.stderr
 
 
 def test_without_tensorflow_one_line_says_how_to_get_it(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 
 import torch
@@ -10,6 +11,16 @@ from torch import Tensor
 from tracker.errors import TrackerError
 
 PIECE = 1 << 20
+
+
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) over the names, dtypes, shapes and bytes of tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def float_elements(tensors: Mapping[str, Tensor]) -> int:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tracker.component import explain
 from tracker.errors import TrackerError
@@ -27,6 +27,26 @@ class Transparency(Section):
 
     confidence: float | None = Field(default=None, gt=0, lt=1)
     resamples: int = Field(default=1000, ge=100, le=100_000, description="draws of the bootstrap")
+
+
+class Aim(Section):
+    """The working point that is looked for, in place of a value such as codec.nnc.qp."""
+
+    drop: float | None = Field(default=None, ge=0, allow_inf_nan=False, description="the smallest within this drop")
+    bytes: int | None = Field(default=None, ge=1, description="the best within this size of the bitstream")
+    confidence: float | None = Field(
+        default=0.84,
+        ge=0.5,
+        lt=1,
+        description="one-sided, that the drop is within `drop` on other samples than the search split's too; null: "
+        "the drop on these decides",
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> Aim:
+        if self.drop is not None and self.bytes is not None:
+            raise ValueError("drop and bytes: the best within a size has the drop that it has; leave one of them out")
+        return self
 
 
 class Tracking(Section):
@@ -58,6 +78,7 @@ class Settings(Section):
     data: dict[str, Any]
     codec: dict[str, Any] = {}
     transparency: Transparency = Transparency()
+    target: Aim = Aim()
     tracking: Tracking = Tracking()
     device: str = "auto"
     seed: int = Field(default=0, ge=0)

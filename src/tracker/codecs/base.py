@@ -74,6 +74,47 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What a tensor costs at a step size, and what that does to it.
+
+    Attributes:
+        step: the step size.
+        bytes: of its part of the bitstream.
+        error: sum of squared errors.
+    """
+
+    step: float
+    bytes: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the split for decisions says of a model.
+
+    Attributes:
+        drop: on it.
+        bound: the largest drop that is likely (`Target.confidence`); what decides.
+    """
+
+    drop: float
+    bound: float
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a stage that finds the working point itself looks for: the smallest within a drop, or the best of a size.
+
+    Attributes:
+        drop: the largest one.
+        bytes: of the bitstream; None to go by the drop.
+    """
+
+    drop: float = 0.0
+    bytes: int | None = None
+
+
+@dataclass(frozen=True)
 class Transformed:
     """What a transform gives the next stage, and what it tells about its work.
 
@@ -81,8 +122,8 @@ class Transformed:
         model: the changed model.
         edits: the changes of the architecture, from which the receiver rebuilds it.
         integers: weights that are integers now, by tensor name; the model has their values.
-        steps: step sizes, by tensor name, of tensors whose values are multiples of them; a coder that `takes_steps`
-            codes them without another loss.
+        steps: step sizes by tensor name, for a coder that `takes_steps`.
+        exact: whether the values of those tensors are multiples of their step sizes, and coded without another loss.
         mac_ratio: multiply-accumulate operations of the changed model over those of the given one.
         memory_ratio: the same for the memory of its weights.
         metrics: further figures, logged as they are named here.
@@ -96,6 +137,7 @@ class Transformed:
     edits: Sequence[Edit] = ()
     integers: Mapping[str, Integers] = field(default_factory=dict)
     steps: Mapping[str, float] = field(default_factory=dict)
+    exact: bool = False
     mac_ratio: float = 1.0
     memory_ratio: float = 1.0
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -125,9 +167,13 @@ class Context:
             key under which they may be kept in the cache.
         framework: of the model: ``pytorch`` or ``keras``.
         classes: the dimension of the outputs over which a softmax gives probabilities; None where there is none.
-        drop: a model's drop on the split for decisions, which the figures are not reported on.
-        tolerance: the largest drop that counts as transparent.
-        steps: for a coder: those of `Transformed`.
+        judge: what the split for decisions says of a model; the figures are not reported on it.
+        state: a model's tensors by name, as the coder gets them and more.
+        target: of stages that find the working point themselves.
+        coder: the last stage of the chain.
+        size: bytes of the bitstream that the coder makes of what a transform gives.
+        steps, exact: those of the `Transformed` before.
+        kept: what stages made once for a run and need again, by a name of theirs.
     """
 
     predict: Callable[[Any, Any], Tensor]
@@ -141,15 +187,23 @@ class Context:
     key: Callable[[], str] = str
     framework: str = "pytorch"
     classes: int | None = None
-    drop: Callable[[Any], float] | None = None
-    tolerance: float = 0.0
+    judge: Callable[[Any], Judged] | None = None
+    state: Callable[[Any], Mapping[str, Tensor]] = dict
+    target: Target = Target()
+    coder: Coder | None = None
+    size: Callable[[Transformed], int] | None = None
     steps: Mapping[str, float] = field(default_factory=dict)
+    exact: bool = False
+    kept: dict[str, Any] = field(default_factory=dict)
 
 
 class Stage(Component):
     """One link of a chain."""
 
     frameworks: ClassVar[frozenset[str]] = frozenset({"pytorch", "keras"})
+
+    aims: ClassVar[bool] = False  # whether it always looks for the `Target`: by its `places`, or by itself in `apply`
+    takes_steps: ClassVar[bool] = False  # whether it goes on with the step sizes that a stage before has given
 
     _configured: str = PrivateAttr(default="")  # its name in the config, for messages
 
@@ -196,6 +250,22 @@ class Stage(Component):
         """
         return {}
 
+    def places(self, model: Any, context: Context) -> Sequence[Stage]:
+        """This stage configured for ever smaller bitstreams and worse models: a target is looked for among these.
+
+        Args:
+            model: as the stage will get it.
+            context: what it may use.
+
+        Returns:
+            Empty where it has no such scale.
+        """
+        return ()
+
+    def found(self) -> Mapping[str, float]:
+        """What is logged of a stage that was chosen among `places`, by metric name."""
+        return {}
+
     def prepare(self) -> None:
         """Import what takes seconds to import, so that it does not count as time of encoding or decoding."""
 
@@ -205,7 +275,7 @@ class Transform(Stage):
 
     frameworks: ClassVar[frozenset[str]] = frozenset({"pytorch"})
     makes_integers: ClassVar[bool] = False  # whether it gives weights as integers, which a coder need not quantise
-    makes_steps: ClassVar[bool] = False  # whether it gives tensors that only a coder which `takes_steps` codes well
+    makes_steps: ClassVar[bool] = False  # whether it gives step sizes, which all stages after it must take
     final: ClassVar[bool] = False  # whether no other transform may follow, as it would undo this one's work
 
     @abstractmethod
@@ -233,7 +303,6 @@ class Coder(Stage):
     """
 
     shows_progress: ClassVar[bool] = False  # whether `encode` has a progress bar of its own
-    takes_steps: ClassVar[bool] = False  # whether `encode` codes multiples of a step size as the integers they are
     codes_integers: ClassVar[bool] = False  # whether `encode` also takes int32 tensors, and codes them without loss
     of_floats: ClassVar[frozenset[str]] = frozenset()  # options that do nothing about weights that are integers already
     rate_falls_with: ClassVar[str] = ""  # the option, if there is one, that makes bitstreams smaller as it gets larger
@@ -264,6 +333,33 @@ class Coder(Stage):
             TrackerError: as `encode`.
         """
         return None
+
+    def costs(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Sequence[Cost]]:
+        """What each tensor costs by step size, ascending; for coders that take step sizes.
+
+        Args:
+            tensors: floating point, by name.
+        """
+        raise NotImplementedError
+
+    def step_sizes(self, tensors: Mapping[str, Tensor]) -> Mapping[str, float]:
+        """The step size that each tensor would get, by its configuration; for coders that take step sizes.
+
+        Args:
+            tensors: floating point, by name.
+        """
+        raise NotImplementedError
+
+    def approximate(self, tensors: Mapping[str, Tensor], model: Any, context: Context) -> Mapping[str, Tensor] | None:
+        """About what `decode` will give, by the same names; None where that is not cheaper than the bytes.
+
+        Args:
+            tensors, model, context: as for `encode`.
+
+        Raises:
+            TrackerError: as `encode`.
+        """
+        return self.preview(tensors, model, context)
 
     @abstractmethod
     def decode(self, folder: Path) -> Mapping[str, Tensor]:

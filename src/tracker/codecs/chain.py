@@ -102,11 +102,11 @@ def build_codec(config: Mapping[str, Any]) -> Codec | None:
             raise TrackerError(
                 f"in the chain {chain} {follower} would undo the work of {name}: make {name} the last transform"
             )
-    for name, stage in transforms.items():
-        if stage.makes_steps and not coder.takes_steps:
-            raise TrackerError(
-                f"in the chain {chain} {name} chooses step sizes, which {last} does not code; end it with nnc"
-            )
+    for number, (name, stage) in enumerate(transforms.items()):
+        deaf = [after for after in list(stages)[number + 1 :] if not stages[after].takes_steps]
+        if stage.makes_steps and deaf:
+            mend = "end it with nnc" if deaf[0] == last else f"put {deaf[0]} before {name}"
+            raise TrackerError(f"in the chain {chain} {name} chooses step sizes, which {deaf[0]} does not take; {mend}")
     for stage in stages.values():
         stage.check()
     return Codec(transforms, last, coder)

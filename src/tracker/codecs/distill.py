@@ -9,6 +9,7 @@ lambda is right is found in rounds, each of which goes on from the one before, b
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from dataclasses import dataclass
@@ -16,39 +17,65 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from tracker.codecs.base import Context, Transformed
-from tracker.codecs.distill_start import plain_norms, start
-from tracker.codecs.distill_training import Quantised, Training
+from tracker.codecs.base import Context, Judged, Transformed
 from tracker.codecs.finetune import Trained, full_precision, repeatable, tensors_of
 from tracker.errors import TrackerError
+from tracker.rate_distortion.aim import within
+from tracker.rate_distortion.inputs import Source, one_batch, split
+from tracker.rate_distortion.norms import plain_norms
+from tracker.rate_distortion.start import start
+from tracker.rate_distortion.training import Quantised, Training
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
-FIRST = 0.4  # share of the first round in all of the time; the others share the rest
+FIRST = 0.6  # share of the first round in all of the time; the others share the rest
+CALMER = 0.4  # learning rate of later rounds over that of the first: they adjust what it has learned
 FACTOR = 1.8  # by which lambda changes from round to round, until one is found to be too large
 
 
 @dataclass
 class Round:
-    """One value of lambda, what was trained with it, and what it gave."""
+    """One value of lambda, what was trained with it, and what it gave.
+
+    Attributes:
+        weight: lambda over the distortion at the start.
+        result: the network.
+        judged: what the split for decisions says of it.
+        bytes: of its bitstream; None where the target is a drop.
+        seconds: of training.
+    """
 
     weight: float
     result: Quantised
-    drop: float
+    judged: Judged
+    bytes: int | None
     seconds: float
+
+    def small_enough(self, context: Context) -> bool:
+        """Whether it is within the target's bytes, if there are such."""
+        return context.target.bytes is None or (self.bytes is not None and self.bytes <= context.target.bytes)
+
+    def good_enough(self, context: Context) -> bool:
+        """Whether it is within the target's drop, if that decides."""
+        return context.target.bytes is not None or within(self.judged, context)
 
 
 class Distill(Trained):
     """Quantisation-aware self-distillation with the coder's rate in the loss, for a given time."""
 
     final: ClassVar[bool] = True
+    aims: ClassVar[bool] = True
     makes_steps: ClassVar[bool] = True
 
+    inputs: Source = Field(
+        default="calibration",
+        description="to train on: the training split's, or synthetic ones, made from the anchor's BatchNorms",
+    )
     seconds: float = Field(default=150.0, gt=0, le=1e6, description="of training, on this machine")
     steps: int | None = Field(default=None, ge=1, description="of training, instead of seconds: the same anywhere")
-    rounds: int = Field(default=4, ge=1, le=20, description="values of lambda that are tried")
+    rounds: int = Field(default=3, ge=1, le=20, description="values of lambda that are tried")
     rate_weight: float | None = Field(
         default=None,
         gt=0,
@@ -80,17 +107,17 @@ class Distill(Trained):
         Raises:
             TrackerError: the model's outputs do not depend on its parameters.
         """
-        if context.drop is None:
+        if context.judge is None:
             raise TrackerError("distill needs a data set with a search split, to find how small is still transparent")
+        if self.inputs == "synthetic":
+            alone = split(one_batch("synthetic", context), self.batch_size)
+            context = dataclasses.replace(context, training=lambda: alone, calibration=lambda: alone)
         with repeatable(context.seed):
             teacher = full_precision(context.anchor, context.device, copied=True)
             student = full_precision(model, context.device)
             plain_norms(student)
             rounds = self._rounds(student, teacher, context)
-        good = [one for one in rounds if one.drop <= context.tolerance]
-        if not good:
-            log.warning("distill: no step size is transparent on the search split; raise task.tolerance")
-        best = min(good, key=lambda one: one.result.bits) if good else min(rounds, key=lambda one: one.drop)
+        best = chosen(rounds, context)
         best.result.fill(student)
         for _, tensor in tensors_of(student):
             tensor.data = tensor.data.to("cpu")
@@ -98,50 +125,94 @@ class Distill(Trained):
             "distill/rate_weight": best.weight,
             "distill/bits_per_weight": best.result.bits,
             "distill/loss": best.result.loss,
-            "distill/search_drop": best.drop,
+            "distill/search_drop": best.judged.drop,
             "distill/round": float(rounds.index(best)),
         }
         return Transformed(
             student,
             steps=best.result.steps,
+            exact=True,
             metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
             tables={"rounds": [_row(number, one) for number, one in enumerate(rounds)]},
-            figures={"rounds": plotted(rounds, context.tolerance)},
+            figures={"rounds": plotted(rounds, context.target.drop)},
         )
 
     def _rounds(self, student: Any, teacher: Any, context: Context) -> list[Round]:
         """Round after round, each with the lambda that those before it suggest."""
-        assert context.drop is not None
         training = Training(self, student, teacher, context)
         begun = start(training, context)
         weight = self.rate_weight or begun.weight
-        done = [Round(0.0, begun.untrained, begun.drop, 0.0)]
+        done = [Round(0.0, begun.untrained, begun.judged, self._bytes(begun.untrained, student, context), 0.0)]
         for number in range(self.rounds):
             share = 1.0 if self.rounds == 1 else FIRST if number == 0 else (1 - FIRST) / (self.rounds - 1)
-            result, seconds = training.round(weight * begun.distortion, share, f"distill {number + 1}/{self.rounds}")
-            result.fill(student)
-            done.append(Round(weight, result, context.drop(student), seconds))
-            log.info(
-                "distill %d/%d: lambda %.3g, %.2f bits per weight, drop %.4f on the search split",
-                number + 1,
-                self.rounds,
-                weight,
-                result.bits,
-                done[-1].drop,
-            )
+            calm = CALMER if number else 1.0
+            label = f"distill {number + 1}/{self.rounds}"
+            result, seconds = training.round(weight * begun.distortion, share, calm, label)
+            size = self._bytes(result, student, context)
+            assert context.judge is not None
+            done.append(Round(weight, result, context.judge(student), size, seconds))
+            told(number + 1, self.rounds, done[-1])
             if self.rate_weight is None:
-                weight = following(done[1:], context.tolerance)
+                weight = following(done[1:], context)
         return done
 
+    def _bytes(self, result: Quantised, student: Any, context: Context) -> int | None:
+        """Of a result's bitstream, where they matter; the student is filled with it."""
+        result.fill(student)
+        if context.target.bytes is None or context.size is None:
+            return None
+        return context.size(Transformed(student, steps=result.steps, exact=True))
 
-def following(done: list[Round], tolerance: float) -> float:
-    """The next lambda: between the largest that was transparent and the smallest that was not."""
-    good = [one.weight for one in done if one.drop <= tolerance]
+
+def told(number: int, count: int, one: Round) -> None:
+    """A line of the log about a round."""
+    log.info(
+        "distill %d/%d: lambda %.3g, %.2f bits per weight%s, drop %.4f (likely below %.4f) on the search split",
+        number,
+        count,
+        one.weight,
+        one.result.bits,
+        f", {one.bytes:,} bytes" if one.bytes is not None else "",
+        one.judged.drop,
+        one.judged.bound,
+    )
+
+
+def chosen(rounds: list[Round], context: Context) -> Round:
+    """The smallest that is good enough, or the best that is small enough.
+
+    Raises:
+        TrackerError: none is small enough.
+    """
+    if context.target.bytes is not None:
+        small = [one for one in rounds if one.small_enough(context)]
+        if not small:
+            least = min(one.bytes or 0 for one in rounds)
+            raise TrackerError(
+                f"target.bytes={context.target.bytes} was not reached, the smallest is {least} bytes; raise it, or "
+                "codec.distill.seconds or codec.distill.rate_weight"
+            )
+        return min(small, key=lambda one: one.judged.drop)
+    good = [one for one in rounds if one.good_enough(context)]
+    if good:
+        return min(good, key=lambda one: one.result.bits)
+    log.warning("distill: nothing is transparent on the search split; raise task.tolerance or codec.distill.seconds")
+    return min(rounds, key=lambda one: one.judged.bound)
+
+
+def following(done: list[Round], context: Context) -> float:
+    """The next lambda: between the largest that gave too much and the smallest that gave too little."""
+    by_bytes = context.target.bytes is not None
+
+    def may_rise(one: Round) -> bool:
+        return not one.small_enough(context) if by_bytes else one.good_enough(context)
+
+    good = [one.weight for one in done if may_rise(one)]
     # Earlier rounds were trained less: what was too much then need not be so now.
-    bad = [one.weight for one in done[-2:] if one.drop > tolerance]
+    bad = [one.weight for one in done[-2:] if not may_rise(one)]
     if good and bad and max(good) < min(bad):
         return math.sqrt(max(good) * min(bad))
-    return max(good) * FACTOR if done[-1].drop <= tolerance else done[-1].weight / FACTOR
+    return max(good) * FACTOR if may_rise(done[-1]) else done[-1].weight / FACTOR
 
 
 def _row(number: int, one: Round) -> dict[str, Any]:
@@ -150,21 +221,23 @@ def _row(number: int, one: Round) -> dict[str, Any]:
         "lambda": one.weight,
         "bits per weight": one.result.bits,
         "loss": one.result.loss,
-        "drop on the search split": one.drop,
+        "drop on the search split": one.judged.drop,
+        "likely below": one.judged.bound,
+        "bytes": one.bytes,
         "seconds": one.seconds,
     }
 
 
-def plotted(rounds: list[Round], tolerance: float) -> Figure:
+def plotted(rounds: list[Round], wanted: float) -> Figure:
     """Bits per weight and drop of each round."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3.6), layout="constrained", dpi=110)
     axis = figure.subplots()
-    axis.plot([one.result.bits for one in rounds], [one.drop for one in rounds], marker="o")
+    axis.plot([one.result.bits for one in rounds], [one.judged.drop for one in rounds], marker="o")
     for number, one in enumerate(rounds):
-        axis.annotate(str(number), (one.result.bits, one.drop), textcoords="offset points", xytext=(5, 5))
-    axis.axhline(tolerance, linestyle="--", color="#c0504d", label="tolerance")
+        axis.annotate(str(number), (one.result.bits, one.judged.drop), textcoords="offset points", xytext=(5, 5))
+    axis.axhline(wanted, linestyle="--", color="#c0504d", label="target")
     axis.set_xlabel("bits per weight (estimated)")
     axis.set_ylabel("drop on the search split")
     axis.legend()

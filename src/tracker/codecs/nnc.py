@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from tracker.codecs import nnc_steps
-from tracker.codecs.base import Coder, Context, Entry, TensorRecord
+from tracker.codecs.base import Coder, Context, Cost, Entry, TensorRecord
 from tracker.errors import TrackerError
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
+
+    from tracker.codecs.nnc_fold import Pair
 
 FILE = "model.nnc"
 
@@ -71,7 +73,9 @@ class Nnc(Coder):
         description="also zero whole channels whose mean "
         "magnitude is below this times the tensor's mean; needs sparsity",
     )
-    bnf: bool = Field(default=False, description="fold BatchNorm into scales and biases of the layer before it")
+    bnf: bool | Literal["auto"] = Field(
+        default=False, description="fold BatchNorm into scales and biases of the layer before it; auto: where it works"
+    )
     lsa: bool = False
     ioq: bool = False
     fine_tune: bool = False
@@ -123,7 +127,7 @@ class Nnc(Coder):
             raise ValueError("bitdepth sets all step sizes itself: leave out opt_qp and qp_per_tensor")
         if self.struct_spars_factor and not self.sparsity:
             raise ValueError("struct_spars_factor needs sparsity > 0")
-        if self.bnf and (self.bitdepth is not None or self.approx_method == "codebook"):
+        if self.bnf is True and (self.bitdepth is not None or self.approx_method == "codebook"):
             raise ValueError("bnf does not work with bitdepth or a codebook: nncodec has no step size for the scales")
         return self
 
@@ -135,7 +139,7 @@ class Nnc(Coder):
     def check_model(self, model: Any, framework: str) -> None:
         """Refuse BatchNorm folding of a model that is not PyTorch's: it traces the model."""
         super().check_model(model, framework)
-        if self.bnf and framework != "pytorch":
+        if self.bnf is True and framework != "pytorch":
             raise TrackerError(f"codec.nnc.bnf works on PyTorch models only, not on {framework}; set it to false")
 
     def idle(self, model: Any, tensors: Mapping[str, Tensor], framework: str) -> Mapping[str, str]:
@@ -156,6 +160,48 @@ class Nnc(Coder):
         if weights < 2:
             reasons |= dict.fromkeys(("qp_early", "qp_late"), "there is no more than one weight")
         return reasons
+
+    def places(self, model: Any, context: Context) -> Sequence[Nnc]:
+        """One qp after the other, from 2^-10 of the smallest tensor's deviation on."""
+        limit = 2 ** (5 + self.qp_density)
+        lowest = -limit + (2**self.qp_density if self.approx_method == "codebook" and self.use_dq else 0)
+        if self.nonweight_qp is None:
+            lowest += 2 ** (self.qp_density + 1)
+        qps = range(max(lowest, lowest - int(min(self.qp_early, self.qp_late, 0))), limit // 2)
+        return [self.model_copy(update={"qp": qp}) for qp in qps]
+
+    def found(self) -> Mapping[str, float]:
+        """The qp."""
+        return {"nnc/qp": float(self.qp)}
+
+    def costs(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Sequence[Cost]]:
+        """Each tensor coded at half octaves, from 2^-9 of its root mean square to eight times that; see `nnc_tables`."""
+        from tracker.codecs import nnc_tables, nnc_units
+
+        arrays, quantised = self._arrays(tensors)
+        limit = 2 ** (5 + self.qp_density)
+        qps = {}
+        for name in quantised:
+            middle = float((arrays[name].astype(float) ** 2).mean() ** 0.5)
+            around = nnc_steps.nearest_qp(middle, self.qp_density) if middle > 0 else 0
+            octave = 2**self.qp_density
+            raw = range(around - 9 * octave, around + 3 * octave + 1, octave // 2)
+            qps[name] = sorted({min(max(qp, -limit), limit - 1) for qp in raw})
+        with nnc_units.told_in_one_line():
+            options = self._options(arrays, quantised, None)
+            found = nnc_tables.tables({name: arrays[name] for name in quantised}, qps, options)
+        return {unescape(name): rows for name, rows in found.items()}
+
+    def step_sizes(self, tensors: Mapping[str, Tensor]) -> Mapping[str, float]:
+        """By qp, its slopes, and what there is for single tensors."""
+        from tracker.bitstream.state import coded_part
+
+        coded = {name: tensor for name, tensor in coded_part(tensors).items() if tensor.is_floating_point()}
+        steps = self._steps([escape(name) for name, tensor in coded.items() if tensor.ndim > 1])
+        return {
+            name: nnc_steps.step_size(steps.of(escape(name), tensor.ndim > 1), steps.density)
+            for name, tensor in coded.items()
+        }
 
     def entries(self, option: str, model: Any, tensors: Mapping[str, Tensor]) -> Mapping[str, Entry]:
         """A qp for each weight."""
@@ -179,7 +225,7 @@ class Nnc(Coder):
         from tracker.codecs import nnc_fold, nnc_units
 
         arrays, quantised = self._arrays(tensors)
-        pairs = nnc_fold.foldable(model, {unescape(name) for name in quantised}) if self.bnf else []
+        pairs = self._pairs(model, {unescape(name) for name in quantised}, context)
         blocks = nnc_fold.blocks(pairs, arrays, escape) if pairs else None
         with nnc_units.told_in_one_line():
             options = self._options(arrays, quantised, context)
@@ -195,13 +241,36 @@ class Nnc(Coder):
         )
         return self._records(arrays, sizes, steps, blocks)
 
+    def _pairs(self, model: Any, names: set[str], context: Context) -> list[Pair]:
+        """Layers and normalisations that are folded."""
+        from tracker.codecs import nnc_fold
+
+        if not self.bnf:
+            return []
+        if self.bnf == "auto" and (
+            context.framework != "pytorch" or self.bitdepth is not None or self.approx_method == "codebook"
+        ):
+            return []
+        try:
+            return nnc_fold.foldable(model, names)
+        except TrackerError:
+            if self.bnf == "auto":
+                return []
+            raise
+
     def preview(self, tensors: Mapping[str, Tensor], model: Any, context: Context) -> Mapping[str, Tensor] | None:
         """The quantised values, without entropy coding; None where NNCodec's own differ from what its decoder gives."""
+        if self._pairs(model, {name for name, tensor in tensors.items() if tensor.is_floating_point()}, context):
+            return None
+        return self.approximate(tensors, model, context)
+
+    def approximate(self, tensors: Mapping[str, Tensor], model: Any, context: Context) -> Mapping[str, Tensor] | None:
+        """The quantised values of each tensor by itself, whether or not BatchNorm is folded."""
         import torch
 
         from tracker.codecs import nnc_units
 
-        if self.bnf or self.bitdepth is not None:
+        if self.bitdepth is not None:
             return None
         arrays, quantised = self._arrays(tensors)
         with nnc_units.told_in_one_line():
@@ -250,11 +319,14 @@ class Nnc(Coder):
                 )
         return arrays, quantised
 
-    def _options(self, arrays: Mapping[str, np.ndarray], quantised: set[str], context: Context) -> dict[str, Any]:
+    def _options(
+        self, arrays: Mapping[str, np.ndarray], quantised: set[str], context: Context | None
+    ) -> dict[str, Any]:
         """Keyword arguments of ``nncodec.nnc.compress``."""
         from tracker.codecs import nnc_units
 
         given = {escape(name): size for name, size in context.steps.items()} if context is not None else {}
+        exact = bool(given) and context is not None and context.exact
         steps = self._steps([name for name, array in arrays.items() if array.ndim > 1 and name in quantised], given)
         options: dict[str, Any] = {
             "qp": steps.qp,
@@ -262,10 +334,10 @@ class Nnc(Coder):
             "nonweight_qp": steps.nonweight,
             "qp_per_tensor": steps.per_tensor or None,
             # Multiples of a step size are coded as the integers that they are: the trellis would choose others.
-            "use_dq": self.use_dq and not given,
+            "use_dq": self.use_dq and not exact,
             "codebook_mode": 2 if self.approx_method == "codebook" else 0,
             "scan_order": self.scan_order,
-            "lambda_scale": 0.0 if given else self.lambda_scale,
+            "lambda_scale": 0.0 if exact else self.lambda_scale,
             "param_opt": self.param_opt,
             "cabac_unary_length_minus1": self.cabac_unary_length_minus1,
             "row_skipping": self.row_skipping,

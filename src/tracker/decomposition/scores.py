@@ -146,7 +146,7 @@ def scores_key(context: Context, model: Any, tensors: Mapping[str, Tensor], *par
         tensors: the model's.
         parts: how it is decomposed and measured.
     """
-    from tracker.tracking.anchors import weights_digest
+    from tracker.models import weights_digest
 
     architecture = load_framework(context.framework).describe(model)
     words = [context.key(), weights_digest(tensors), architecture, *map(str, parts)]

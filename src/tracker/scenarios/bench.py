@@ -17,12 +17,13 @@ from omegaconf import OmegaConf
 from tracker import models
 from tracker.bitstream.state import coded_part
 from tracker.cache import cache_folder
-from tracker.codecs.base import Context
+from tracker.codecs.base import Context, Target
 from tracker.data.base import shuffled
 from tracker.errors import TrackerError
 from tracker.evaluation import Batches, cloned, evaluate, predict_one
 from tracker.frameworks import load_framework
 from tracker.memory import peak_memory_mib
+from tracker.scenarios.decision import Judge
 from tracker.scenarios.job import Job, Stopwatch
 from tracker.structure import Edit, rebuild
 from tracker.tasks.base import Evaluation
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from tracker.codecs.chain import Codec
 
 KEPT = ("anchor", "compression")  # kinds of runs whose results are kept where the tracking server is lost
-CODEC_KEYS = ("codec", "transparency", "tracking")
+CODEC_KEYS = ("codec", "transparency", "target", "tracking")
 
 
 class Bench:
@@ -68,7 +69,7 @@ class Bench:
         del weights  # the model has its own copy
         self.tensors = self.state(self.model)
         coded_part(self.tensors)  # refuses NaN
-        self.sha256 = anchors.weights_digest(self.tensors)
+        self.sha256 = models.weights_digest(self.tensors)
         architecture = self.framework.describe(self.model)
         self.task_sha256 = anchors.task_digest(job, architecture, self.data_sha256, self.device)
         self.batches = Batches(self.samples, job.anchor, job.task)
@@ -147,7 +148,7 @@ class Bench:
         Each split is decoded once, however often a stage goes through it, and mixed, as many data sets are in the order
         of their classes and a stage may take only the first batches.
         """
-        job = self.job
+        job, aim = self.job, self.job.settings.target
 
         @functools.cache
         def batches(split: str) -> Batches:
@@ -162,17 +163,6 @@ class Bench:
             task = anchors.task_digest(unsplit, architecture, calibration, self.device)
             return hashlib.sha256(f"{self.sha256}{task}".encode()).hexdigest()
 
-        @functools.cache
-        def decisions() -> tuple[Batches, float]:
-            found = Batches(job.data.samples("search"), job.anchor, job.task)
-            given = evaluate(job.anchor, self.model, job.task, found, self.device, "anchor on the search split")
-            return found, given.metrics[job.task.primary]
-
-        def drop(model: Any) -> float:
-            found, anchor = decisions()
-            decoded = evaluate(job.anchor, model, job.task, found, self.device, "search split")
-            return job.task.drop(anchor, decoded.metrics[job.task.primary])
-
         return Context(
             job.anchor.predict,
             lambda: (inputs for inputs, _ in batches("calibration")),
@@ -184,8 +174,9 @@ class Bench:
             key=key,
             framework=job.anchor.framework,
             classes=job.task.classes,
-            drop=drop,
-            tolerance=job.task.tolerance,
+            state=self.state,
+            judge=Judge(job, self.model, self.device),
+            target=Target(job.task.tolerance if aim.drop is None else aim.drop, aim.bytes),
         )
 
     def state(self, model: Any) -> dict[str, Tensor]:

@@ -17,10 +17,11 @@ from tracker.memory import reset_peak
 from tracker.scenarios import results
 from tracker.scenarios.bench import Bench
 from tracker.scenarios.decision import check_confidence, decide
+from tracker.scenarios.draft import Draft, Workshop
 from tracker.scenarios.job import Job, Stopwatch
 from tracker.scenarios.pictures import log_pictures
 from tracker.scenarios.results import Result
-from tracker.scenarios.transforming import Draft, transform
+from tracker.scenarios.transforming import transform
 from tracker.tracking import registry, summary
 from tracker.tracking.logged_model import log_model
 from tracker.tracking.outage import guarded
@@ -65,7 +66,7 @@ def compress(bench: Bench, codec: Codec, anchor: LoggedAnchor, tags: Mapping[str
     tags = {"tracker.codec": codec.name, "tracker.anchor.run_id": anchor.run_id, **tags}
     try:
         with bench.start(job, "compression", summary.run_name(job), tags) as run:
-            draft = transformed(bench, codec, run, scratch, watch)
+            codec, draft = transformed(bench, codec, run, scratch, watch)
             with watch("encode"):
                 sha256, records = encoded(bench, codec, draft, bitstream)
             size = bitstream_bytes(bitstream)
@@ -118,8 +119,8 @@ def registered_name(job: Job) -> str:
     return wanted if isinstance(wanted, str) else job.anchor.name
 
 
-def transformed(bench: Bench, codec: Codec, run: Run, scratch: Path, watch: Stopwatch) -> Draft:
-    """The model after the codec's transforms; it begins as the anchor's."""
+def transformed(bench: Bench, codec: Codec, run: Run, scratch: Path, watch: Stopwatch) -> tuple[Codec, Draft]:
+    """The model after the codec's transforms, which begins as the anchor's, and the codec at the target."""
     draft = Draft(bench.model, bench.tensors)
 
     def performance(model: Any, stage: str) -> float | None:
@@ -127,9 +128,10 @@ def transformed(bench: Bench, codec: Codec, run: Run, scratch: Path, watch: Stop
             return None
         return bench.evaluated(model, f"after {stage}").metrics[bench.job.task.primary]
 
-    seconds = transform(codec, draft, bench.context, bench.framework, bench.state, performance, run, scratch)
+    shop = Workshop(bench.framework, bench.context, scratch)
+    codec, seconds = transform(codec, draft, shop, bench.job.settings.target, performance, run)
     watch.add("encode", seconds)
-    return draft
+    return codec, draft
 
 
 def encoded(bench: Bench, codec: Codec, draft: Draft, folder: Path) -> tuple[str, list[TensorRecord]]:

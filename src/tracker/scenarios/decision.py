@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
+from tracker.codecs.base import Judged
 from tracker.errors import TrackerError
+from tracker.evaluation import Batches, evaluate
 from tracker.scenarios.job import Job
 from tracker.tasks.base import Evaluation
 from tracker.tasks.bootstrap import drop_interval
@@ -72,3 +76,46 @@ def decide(job: Job, anchor: Evaluation, decoded: Evaluation, shown: bool = True
     # a difference such as 0.81 - 0.805, which is not exactly 0.005.
     violation = task.beyond(bound)
     return Decision(drop, interval, confidence, bool(violation <= 0), violation)
+
+
+class Judge:
+    """What the search split says of models, for stages that find the working point themselves."""
+
+    def __init__(self, job: Job, anchor: Any, device: str) -> None:
+        """Nothing is evaluated yet.
+
+        Args:
+            job: its task and what it asks for.
+            anchor: the anchor's model.
+            device: to compute on.
+        """
+        self.job, self.model, self.device = job, anchor, device
+
+    @cached_property
+    def batches(self) -> Batches:
+        """The search split, decoded once."""
+        return Batches(self.job.data.samples("search"), self.job.anchor, self.job.task)
+
+    @cached_property
+    def anchor(self) -> Evaluation:
+        """The anchor's performance on it."""
+        label = "anchor on the search split"
+        return evaluate(self.job.anchor, self.model, self.job.task, self.batches, self.device, label)
+
+    def __call__(self, model: Any) -> Judged:
+        """Evaluate a model.
+
+        Raises:
+            TrackerError: it cannot take the inputs, or its outputs cannot be scored.
+        """
+        job, task = self.job, self.job.task
+        before = self.anchor
+        after = evaluate(job.anchor, model, task, self.batches, self.device, "search split")
+        drop = task.drop(before.metrics[task.primary], after.metrics[task.primary])
+        wanted, given, found = job.settings.target.confidence, before.scores, after.scores
+        if wanted is None or given is None or found is None or not len(given) == len(found) > 1:
+            return Judged(drop, drop)
+        two_sided = max(2 * wanted - 1, 1e-6)
+        draws = job.settings.transparency.resamples
+        upper = drop_interval(task, given, found, two_sided, draws, job.settings.seed)[1]
+        return Judged(drop, max(drop, upper))

@@ -12,6 +12,7 @@ from tracker.anchors.base import Anchor
 from tracker.codecs.chain import Codec, build_codec, check_named_once
 from tracker.component import build
 from tracker.data.base import Data
+from tracker.scenarios.aiming import check_target
 from tracker.settings import Settings, read_settings
 from tracker.tasks.base import Task
 
@@ -50,13 +51,15 @@ def read_job(config: Mapping[str, Any], overrides: list[str], folder: Path, star
     """
     settings = read_settings(config)
     check_named_once(overrides)
+    codec = build_codec(settings.codec)
+    check_target(codec, settings.target)
     return Job(
         config=config,
         overrides=overrides,
         folder=folder,
         started=started,
         settings=settings,
-        codec=build_codec(settings.codec),
+        codec=codec,
         anchor=build(settings.anchor, "anchor", Anchor),  # type: ignore[type-abstract]
         data=build(settings.data, "data", Data),  # type: ignore[type-abstract]
         task=build(settings.task, "task", Task),  # type: ignore[type-abstract]

@@ -11,8 +11,9 @@ from tracker.codecs.chain import Codec
 from tracker.memory import peak_memory_mib
 from tracker.models import mean_squared_errors
 from tracker.scenarios.decision import Decision
+from tracker.scenarios.draft import Draft
 from tracker.scenarios.job import Job, Stopwatch
-from tracker.scenarios.transforming import Draft, stage_row
+from tracker.scenarios.transforming import stage_row
 from tracker.tasks.base import Evaluation
 from tracker.tracking import summary
 

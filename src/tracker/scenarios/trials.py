@@ -22,16 +22,18 @@ from tracker.data.base import Decoded
 from tracker.errors import TrackerError
 from tracker.evaluation import Batches, evaluate_until, tensor_bytes
 from tracker.memory import peak_memory_mib
+from tracker.models import weights_digest
 from tracker.scenarios import compression, results
+from tracker.scenarios.aiming import refuse_target
 from tracker.scenarios.bench import Bench
 from tracker.scenarios.decision import check_confidence, decide
+from tracker.scenarios.draft import Draft, Workshop
 from tracker.scenarios.job import Job, Stopwatch, read_job
-from tracker.scenarios.transforming import Draft, transform
+from tracker.scenarios.transforming import transform
 from tracker.sweep.outcome import Limits, Outcome, Trials
 from tracker.tasks.base import Evaluation
 from tracker.tasks.rejection import Rejection
 from tracker.tracking import registry
-from tracker.tracking.anchors import weights_digest
 from tracker.tracking.run import MetricsOnly
 
 if TYPE_CHECKING:
@@ -116,7 +118,9 @@ class CompressionTrials(Trials):
 
     def check(self, config: Mapping[str, Any]) -> None:
         """See `Trials.check`."""
-        self.bench.check(self._codec(config))
+        codec = self._codec(config)
+        refuse_target(codec, self.job.settings.target)
+        self.bench.check(codec)
 
     def start(self, config: Mapping[str, Any], overrides: list[str], name: str, tags: Mapping[str, str]) -> Run:
         """See `Trials.start`."""
@@ -150,11 +154,14 @@ class CompressionTrials(Trials):
 
     def draft(self, codec: Codec, config: Mapping[str, Any], scratch: Path) -> tuple[Draft, dict[str, float]]:
         """The model as a codec's transforms leave it, and the metrics of its stages; kept for the next trial."""
-        key = json.dumps([(name, config["codec"][name]) for name in codec.transforms], default=str)
+        asks = any(stage.aims or stage.takes_steps for stage in codec.transforms.values())  # the coder
+        kept = codec.stages if asks else codec.transforms
+        key = json.dumps([(name, config["codec"][name]) for name in kept], default=str)
         if key not in self.drafts:
             draft, log = Draft(self.bench.model, self.bench.tensors), MetricsOnly()
             bench = self.bench
-            transform(codec, draft, bench.context, bench.framework, bench.state, lambda *_: None, log, scratch)
+            shop = Workshop(bench.framework, bench.context, scratch)
+            transform(codec, draft, shop, bench.job.settings.target, lambda *_: None, log)
             self.drafts[key] = draft, log.metrics
             while len(self.drafts) > 1 and self._kept_bytes() > KEPT_DRAFTS:
                 self.drafts.popitem(last=False)

@@ -46,18 +46,6 @@ class LoggedAnchor:
     found: bool
 
 
-def weights_digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 (hex) over the names, dtypes, shapes and bytes of tensors, in the order of their names."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def task_digest(job: Job, architecture: str, data_sha256: str, device: str) -> str:
     """SHA-256 (hex) over all that an anchor's performance depends on besides its weights.
 

@@ -15,12 +15,13 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from tracker.codecs.base import Context
-from tracker.codecs.distill_rate import bits_of, code_lengths, quantised
 from tracker.codecs.finetune_inputs import Inputs, side
-from tracker.codecs.finetune_training import divergence, parameters_of
+from tracker.codecs.finetune_training import parameters_of
 from tracker.codecs.nnc_steps import nearest_qp, step_size
 from tracker.errors import TrackerError
 from tracker.evaluation import cloned, on_device
+from tracker.rate_distortion.code_length import bits_of, code_lengths, quantised
+from tracker.rate_distortion.distortion import Distortion
 
 if TYPE_CHECKING:
     from tracker.codecs.distill import Distill
@@ -90,17 +91,18 @@ class Training:
         crop = side(context.predict, teacher, first) if options.crop == "auto" else options.crop
         self.inputs = Inputs(context, options.batch_size, crop, self.generator)
         output = self.taught(first)
-        self.loss = options.loss if options.loss != "auto" else ("kl" if context.classes is not None else "mse")
-        self.axis = 1 if context.classes is None else context.classes
-        if self.loss == "kl" and (output.ndim < 2 or output.shape[self.axis] < 2):
-            raise TrackerError(f"distill: loss=kl needs logits of several classes, not {tuple(output.shape)}; use mse")
-        self.variance = max(float(output.var(correction=0)), 1e-30)
-        self.shifted = isinstance(first, Tensor) and first.ndim == 4 and not crop and self.loss == "kl"
+        self.distance = Distortion.fitting(context, output, options.loss, options.temperature)
+        self.shifted = isinstance(first, Tensor) and first.ndim == 4 and not crop and self.distance.kind == "kl"
         self.flipped = self.shifted and self._agrees_mirrored(first, output)
         self.endless = self._endless()
         self.bfloat16 = options.precision == "bfloat16" or (
             options.precision == "auto" and has_bfloat16(context.device)
         )
+
+    def clear(self) -> None:
+        """Take away all gradients."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
 
     def set_steps(self, sizes: Mapping[str, float]) -> None:
         """Step sizes of the weights."""
@@ -131,7 +133,7 @@ class Training:
             losses = []
             for inputs in itertools.islice(self.context.calibration(), MEASURED):
                 given = on_device(inputs, self.context.device, torch.float32)
-                losses.append(float(self._distance(self.output(given, values), self.taught(given))))
+                losses.append(float(self.distance(self.output(given, values), self.taught(given))))
         return sum(losses) / len(losses)
 
     def snapshot(self) -> Quantised:
@@ -143,12 +145,13 @@ class Training:
             values = {name: tensor.detach().clone() for name, tensor in values.items()}
             return Quantised(values, {**sizes, **self.vectors}, float(bits) / self.count, math.nan)
 
-    def round(self, weight: float, share: float, label: str) -> tuple[Quantised, float]:
+    def round(self, weight: float, share: float, calm: float, label: str) -> tuple[Quantised, float]:
         """Train with one lambda.
 
         Args:
             weight: lambda: of bits per weight, in the loss.
             share: of all seconds or steps.
+            calm: of all learning rates.
             label: for the progress bar.
 
         Returns:
@@ -174,7 +177,7 @@ class Training:
                 if done >= FROZEN and frozen is None:
                     frozen = self._frozen()
                 for group in optimiser.param_groups:
-                    group["lr"] = options.learning_rate * RATES[group["name"]] * schedule(done)
+                    group["lr"] = calm * options.learning_rate * RATES[group["name"]] * schedule(done)
                 losses.append(self._step(optimiser, inputs, weight, frozen))
                 bar.update(int(100 * done) - bar.n)
         last = losses[-max(1, len(losses) // 10) :]
@@ -190,7 +193,7 @@ class Training:
             target = self.taught(inputs)
             values, bits = self._quantised(frozen or self._sizes())
             output = self.output(inputs, values)
-        distance = self._distance(output, target)
+        distance = self.distance(output, target)
         if not distance.requires_grad:
             raise TrackerError("distill cannot train this model: its outputs do not depend on its parameters")
         loss = distance + weight * bits / self.count
@@ -220,15 +223,6 @@ class Training:
             step = torch.tensor(size, device=self.context.device)
             values[name] = quantised(self.parameters[name], step)[0]
         return values, bits
-
-    def _distance(self, output: Tensor, target: Tensor) -> Tensor:
-        if output.shape != target.shape:
-            raise TrackerError(
-                f"distill: the model's outputs are {tuple(output.shape)}, but the anchor's {tuple(target.shape)}"
-            )
-        if self.loss == "mse":
-            return (output - target).square().mean() / self.variance
-        return divergence(output, target, self.options.temperature, self.axis)
 
     def _agrees_mirrored(self, inputs: Tensor, output: Tensor) -> bool:
         """Whether the anchor says of mirrored inputs what it says of the inputs: then they are natural ones."""

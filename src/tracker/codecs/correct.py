@@ -1,0 +1,144 @@
+"""Statistics of the quantised network as the anchor's are: what quantisation shifted, norms and biases shift back.
+
+Each channel's mean is matched by the bias (Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and
+Bias Correction", section 4.2), and its deviation by the scale where the layer is a BatchNorm, layer by layer on inputs
+that the layers before have been corrected for. The anchor's own statistics are the goal, so a network that quantisation
+leaves as it is stays as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from tracker.bitstream.state import coded_part
+from tracker.codecs.base import Context, Transformed
+from tracker.codecs.finetune import Trained, full_precision
+from tracker.frameworks.pytorch import state_tensors
+from tracker.rate_distortion.inputs import Source, norms_of, one_batch
+
+LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
+FARTHEST = 2.0  # times that a scale may grow or shrink
+
+
+class Correct(Trained):
+    """Match each channel's mean and deviation to the anchor's, for the weights that the coder will make."""
+
+    takes_steps: ClassVar[bool] = True
+
+    inputs: Source = Field(
+        default="calibration",
+        description="on which statistics are measured; synthetic: made from the anchor's BatchNorms, without data",
+    )
+    scales: bool = Field(default=True, description="match deviations too, by the scales of BatchNorms")
+
+    def apply(self, model: Any, context: Context) -> Transformed:
+        """Change biases and scales, and nothing else.
+
+        Raises:
+            TrackerError: the coder cannot code the tensors.
+        """
+        unchanged = Transformed(model, steps=context.steps, exact=context.exact)
+        if self.inputs == "synthetic" and not norms_of(context.anchor):
+            return unchanged  # noise shows nothing of the means that data have
+        quantised = full_precision(approximated(model, context), context.device)
+        reference = full_precision(context.anchor, context.device, copied=True)
+        inputs = one_batch(self.inputs, context)
+        wanted: dict[str, Statistics] = {}
+        changed: list[str] = []
+
+        def noted(name: str, module: nn.Module, output: Tensor) -> None:
+            wanted.setdefault(name, statistics(module, output))
+
+        def matched(name: str, module: nn.Module, output: Tensor) -> Tensor | None:
+            if name not in wanted or name in changed:
+                return None
+            changed.append(name)
+            return match(module, output, wanted[name], self.scales)
+
+        with torch.no_grad():
+            with watched(reference, noted):
+                context.predict(reference, inputs)
+            with watched(quantised, matched):
+                context.predict(quantised, inputs)
+        own, found = dict(model.named_parameters()), dict(quantised.named_parameters())
+        for name in (f"{module}.{part}" for module in changed for part in ("weight", "bias")):
+            if name in own and own[name].ndim == 1:
+                own[name].data.copy_(found[name].detach())
+        return unchanged
+
+
+class Statistics(NamedTuple):
+    """Of a layer's output: mean and deviation of each channel, shape (channels,)."""
+
+    mean: Tensor
+    deviation: Tensor
+
+
+def approximated(model: nn.Module, context: Context) -> nn.Module:
+    """A copy of the model with the weights that the coder will make."""
+    twin = copy.deepcopy(model)
+    assert context.coder is not None
+    coded = context.coder.approximate(coded_part(context.state(twin)), twin, context) or {}
+    tensors = state_tensors(twin)
+    for name, values in coded.items():
+        if tensors[name].ndim > 1:  # vectors are what is corrected, and are coded finely
+            tensors[name].copy_(values)
+    return twin
+
+
+def channels(module: nn.Module, output: Tensor) -> int:
+    """The dimension of an output that has the channels: the last one of linear layers, else the second."""
+    return output.ndim - 1 if isinstance(module, nn.Linear) else 1
+
+
+def statistics(module: nn.Module, output: Tensor) -> Statistics:
+    """Mean and deviation of each channel."""
+    variance, mean = torch.var_mean(output.movedim(channels(module, output), 0).flatten(1), dim=1, correction=0)
+    return Statistics(mean, variance.sqrt())
+
+
+def match(module: nn.Module, output: Tensor, wanted: Statistics, scales: bool) -> Tensor:
+    """Change a layer's bias, and a BatchNorm's scale, so that its output has the wanted statistics.
+
+    Args:
+        module: changed.
+        output: of it, as it was.
+        wanted: mean and deviation of each channel.
+        scales: whether deviations are matched.
+
+    Returns:
+        The output of the changed layer.
+    """
+    given = statistics(module, output)
+    factor = torch.ones_like(given.mean)
+    if scales and isinstance(module, nn.modules.batchnorm._BatchNorm):
+        factor = (wanted.deviation / given.deviation.clamp(min=1e-12)).clamp(1 / FARTHEST, FARTHEST)
+        assert isinstance(module.weight, Tensor)
+        module.weight.mul_(factor)
+    assert isinstance(module.bias, Tensor)
+    module.bias.sub_(given.mean).mul_(factor).add_(wanted.mean)
+    shape = [1] * output.ndim
+    shape[channels(module, output)] = -1
+    return (output - given.mean.view(shape)) * factor.view(shape) + wanted.mean.view(shape)
+
+
+@contextmanager
+def watched(model: nn.Module, told: Callable[[str, nn.Module, Tensor], Tensor | None]) -> Iterator[None]:
+    """Tell of the outputs of all layers with a bias, and put what is given back in their place."""
+    hooks = [
+        module.register_forward_hook(lambda module, _, output, name=name: told(name, module, output))
+        for name, module in model.named_modules()
+        if isinstance(module, LAYERS) and isinstance(module.bias, Tensor)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

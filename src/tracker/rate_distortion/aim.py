@@ -1,0 +1,102 @@
+"""The working point that a target asks for, on a scale along which bitstreams get smaller and models worse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from tracker.codecs.base import Context, Judged
+from tracker.errors import TrackerError
+
+T = TypeVar("T")
+AHEAD = 4  # places beyond the last one within a drop that are looked at: what is measured goes up and down along them
+
+
+@dataclass(frozen=True)
+class Found(Generic[T]):
+    """One place on the scale.
+
+    Attributes:
+        place: on the scale.
+        made: what is there.
+        judged: what the split for decisions says of it; None where bytes decide.
+        bytes: of the bitstream; None where the drop decides.
+    """
+
+    place: int
+    made: T
+    judged: Judged | None
+    bytes: int | None
+
+    def meets(self, context: Context) -> bool:
+        """Whether it is within the target."""
+        target = context.target
+        if self.judged is not None:
+            return within(self.judged, context)
+        return self.bytes is not None and target.bytes is not None and self.bytes <= target.bytes
+
+
+def within(judged: Judged, context: Context) -> bool:
+    """Whether the drop is within the target's; NaN is not."""
+    return judged.bound <= context.target.drop + 1e-12
+
+
+def working_point(
+    count: int,
+    make: Callable[[int], T],
+    judge: Callable[[T], Judged],
+    size: Callable[[T], int],
+    context: Context,
+    seen: dict[int, Found[T]] | None = None,
+    ahead: int = AHEAD,
+) -> Found[T]:
+    """Bisect a scale of `count` places, of which the first is the largest and best.
+
+    Args:
+        count: of places, from 0.
+        make: what is at a place.
+        judge: of it.
+        size: of its bitstream.
+        context: with the target.
+        seen: all places that were looked at are added to it.
+        ahead: how many places beyond the last one within a drop are looked at.
+
+    Returns:
+        For a drop, the last place found within it, some of those after the one that bisection gives among them,
+        or the first of all where none is. For bytes, the first found within them.
+
+    Raises:
+        TrackerError: not even the last place is within the bytes.
+    """
+    by_bytes = context.target.bytes is not None
+    seen = {} if seen is None else seen
+
+    def at(place: int) -> Found[T]:
+        if place not in seen:
+            made = make(place)
+            seen[place] = Found(place, made, None if by_bytes else judge(made), size(made) if by_bytes else None)
+        return seen[place]
+
+    low, high = (-1, count - 1) if by_bytes else (0, count)
+    best: Found[T] | None = None
+    while high - low > 1:
+        found = at((low + high) // 2)
+        if found.meets(context):
+            best = found
+        if found.meets(context) is by_bytes:
+            high = found.place
+        else:
+            low = found.place
+    if not by_bytes:
+        beyond = [at(place) for place in range(high + 1, min(high + 1 + ahead, count))]
+        best = next((found for found in reversed(beyond) if found.meets(context)), best)
+    if best is not None and (not by_bytes or best.place == high):
+        return best
+    last = at(high if by_bytes else low)
+    if by_bytes and not last.meets(context):
+        raise TrackerError(
+            f"target.bytes={context.target.bytes} is less than the {last.bytes} bytes of the smallest bitstream that "
+            "this codec makes; raise it"
+        )
+    return last

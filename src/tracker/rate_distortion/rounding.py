@@ -1,0 +1,116 @@
+"""Integers for a layer's weights that keep its outputs, at the least cost of bits.
+
+Column after column is rounded, and what that does to the outputs is made up for by the columns that follow (Frantar et
+al. 2023, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", section 3). Which integer
+is taken weighs its error against its bits, as encoders of video do (Sullivan and Wiegand 1998, "Rate-distortion
+optimization for video compression").
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from tracker.rate_distortion.code_length import LARGEST, code_lengths
+
+DAMPING = 0.01  # of the mean diagonal, added to the covariance of inputs
+PASSES = 2  # code lengths are those of the integers before
+
+
+def rounded(weight: Tensor, covariance: Tensor, step: float, importance: Tensor, rate_weight: float) -> Tensor:
+    """Integers for a weight matrix.
+
+    Args:
+        weight: shape (outputs, inputs).
+        covariance: second moments of the inputs, shape (inputs, inputs).
+        step: size of the quantisation step.
+        importance: of each output, with a mean of 1: shape (outputs,).
+        rate_weight: of bits, over the slope of distortion by rate that rounding to nearest has at this step size; 0
+            for the least distortion.
+
+    Returns:
+        Whole numbers, shape (outputs, inputs), in float32.
+    """
+    diagonal = covariance.diagonal()
+    order = diagonal.argsort(descending=True)
+    factor = inverse_factor(covariance[order][:, order])
+    gains = factor.diagonal().square().reciprocal()  # what a squared error in a column does that nothing makes up for
+    price = rate_weight * math.log(2) / 6 * float(gains.mean())
+    integers = (weight / step).round()
+    for _ in range(PASSES if rate_weight else 1):
+        lengths = code_lengths(integers)
+        found = _columns(weight[:, order] / step, factor, gains, importance, price, lengths)
+        integers = torch.empty_like(found)
+        integers[:, order] = found
+    return integers
+
+
+def following(weight: Tensor, crossed: Tensor, covariance: Tensor) -> Tensor:
+    """Weights with which the outputs for changed inputs are nearest to those for the original ones.
+
+    Least squares, drawn towards the weights as they are (Li et al. 2025, "GPTAQ: Efficient Finetuning-Free Quantization
+    for Asymmetric Calibration").
+
+    Args:
+        weight: shape (outputs, inputs).
+        crossed: mean of original times changed inputs, shape (inputs, inputs).
+        covariance: of changed inputs.
+    """
+    size = len(covariance)
+    damping = DAMPING * covariance.diagonal().mean().clamp(min=1e-12) * torch.eye(size, device=covariance.device)
+    lower, failed = torch.linalg.cholesky_ex(covariance + damping)
+    if failed:
+        return weight
+    return torch.cholesky_solve((crossed + damping).T @ weight.T, lower).T
+
+
+def inverse_factor(covariance: Tensor) -> Tensor:
+    """The upper Cholesky factor of a damped covariance's inverse: row j tells how later columns make up for j."""
+    size = len(covariance)
+    mean = covariance.diagonal().mean().clamp(min=1e-12)
+    damping = DAMPING
+    while True:
+        damped = covariance + damping * mean * torch.eye(size, dtype=covariance.dtype, device=covariance.device)
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            if not failed:
+                return upper
+        damping *= 10
+
+
+def _columns(
+    scaled: Tensor, factor: Tensor, gains: Tensor, importance: Tensor, price: float, lengths: Tensor
+) -> Tensor:
+    """Round column after column.
+
+    Args:
+        scaled: the weights over the step size, shape (outputs, inputs).
+        factor: of `inverse_factor`.
+        gains: of each column, shape (inputs,).
+        importance: shape (outputs,).
+        price: of a bit, in the unit of gains.
+        lengths: bits by magnitude.
+    """
+    left = scaled.clone()
+    integers = torch.empty_like(scaled)
+    for column in range(scaled.shape[1]):
+        values = left[:, column]
+        best = values.round()
+        if price:
+            best = _cheapest(values, best, gains[column] * importance, price, lengths)
+        integers[:, column] = best
+        error = (values - best) / factor[column, column]
+        left[:, column + 1 :] -= error[:, None] * factor[column, column + 1 :][None]
+    return integers
+
+
+def _cheapest(values: Tensor, nearest: Tensor, weights: Tensor, price: float, lengths: Tensor) -> Tensor:
+    """Of the nearest integer, the one next to it towards zero, and zero: that of the least error and rate together."""
+    below = nearest - nearest.sign()
+    candidates = torch.stack([nearest, below, torch.zeros_like(nearest)])
+    bits = lengths[candidates.abs().clamp(max=LARGEST + 1).long()]
+    costs = weights * (values - candidates).square() + price * bits
+    return candidates.gather(0, costs.argmin(0, keepdim=True))[0]

@@ -1,0 +1,114 @@
+"""A chain at the working point that a target asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from tracker.codecs.base import Coder, Stage, Transform
+from tracker.codecs.chain import Codec
+from tracker.errors import TrackerError
+from tracker.rate_distortion.aim import Found, working_point
+from tracker.scenarios.draft import Draft, Workshop
+
+if TYPE_CHECKING:
+    from tracker.settings import Aim
+    from tracker.tracking.run import MetricsOnly, Run
+
+
+@dataclass(frozen=True)
+class Pivot:
+    """Where a chain is changed to reach a target.
+
+    Attributes:
+        stage: whose places are searched.
+        first: the first stage whose work depends on them.
+    """
+
+    stage: str
+    first: str
+
+
+def pivot(codec: Codec, aim: Aim) -> Pivot | None:
+    """The stage that always looks for a target; else the coder, where there is a target."""
+    for name, stage in codec.transforms.items():
+        if stage.aims:
+            return Pivot(name, name)
+    if aim.drop is None and aim.bytes is None:
+        return None
+    # Transforms that take step sizes ask the coder for them where no stage before has given any.
+    first = next((name for name, stage in codec.transforms.items() if stage.takes_steps), codec.coder_name)
+    return Pivot(codec.coder_name, first)
+
+
+def check_target(codec: Codec | None, aim: Aim) -> None:
+    """Refuse a target that no stage can look for, before any work starts.
+
+    Raises:
+        TrackerError: that.
+    """
+    found = pivot(codec, aim) if codec is not None else None
+    if codec is None or found is None or found.stage != codec.coder_name or codec.coder.rate_falls_with:
+        return
+    key = f"target.{'drop' if aim.drop is not None else 'bytes'}"
+    raise TrackerError(f"{codec.coder_name} has no option with which {key} could be reached; take nnc, or leave it out")
+
+
+def refuse_target(codec: Codec | None, aim: Aim) -> None:
+    """Refuse a target for a coder in a sweep, which looks for the working point itself.
+
+    Raises:
+        TrackerError: that.
+    """
+    found = pivot(codec, aim) if codec is not None else None
+    if codec is not None and found is not None and found.stage == codec.coder_name:
+        key = f"target.{'drop' if aim.drop is not None else 'bytes'}"
+        raise TrackerError(f"a sweep looks for the working point itself: leave {key} out, or change task.tolerance")
+
+
+def aimed(codec: Codec, where: Pivot, draft: Draft, shop: Workshop, run: Run | MetricsOnly) -> Codec:
+    """The chain with one stage at the place that meets the target.
+
+    Args:
+        codec: the chain.
+        where: it is changed.
+        draft: as it comes to the first stage that depends on it.
+        shop: what it is worked on with, and the target.
+        run: to log to.
+
+    Raises:
+        TrackerError: no place meets a target of bytes, or there is no data to measure a drop on.
+    """
+    stages: dict[str, Stage] = {**codec.transforms, codec.coder_name: codec.coder}
+    places = stages[where.stage].places(draft.model, shop.given(codec, draft))
+    if not places:
+        return codec
+    seen: dict[int, Found[tuple[Codec, Draft]]] = {}
+
+    def make(place: int) -> tuple[Codec, Draft]:
+        changed = with_stage(codec, where.stage, places[place])
+        return changed, shop.through(changed, where.first, draft)
+
+    found = working_point(
+        len(places), make, lambda made: shop.judge(*made), lambda made: shop.size(*made), shop.context, seen
+    )
+    run.log_table([_row(one) for one in seen.values()], "target.json")
+    run.log_metrics(places[found.place].found())
+    return found.made[0]
+
+
+def with_stage(codec: Codec, name: str, stage: Stage) -> Codec:
+    """A chain with one stage in place of another."""
+    if isinstance(stage, Coder):
+        return replace(codec, coder=stage)
+    assert isinstance(stage, Transform)
+    return replace(codec, transforms={**codec.transforms, name: stage})
+
+
+def _row(one: Found[Any]) -> dict[str, Any]:
+    return {
+        "place": one.place,
+        "bytes": one.bytes,
+        "drop on the search split": one.judged and one.judged.drop,
+        "likely below": one.judged and one.judged.bound,
+    }

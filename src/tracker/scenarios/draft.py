@@ -1,0 +1,160 @@
+"""A model on its way through a chain, and what can be done with it there."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tracker.bitstream import bitstream_bytes, decode_bitstream, encode_bitstream
+from tracker.bitstream.state import coded_part
+from tracker.codecs.base import Context, Integers, Judged, Transform, Transformed
+from tracker.errors import TrackerError
+from tracker.frameworks import Framework
+from tracker.models import float_elements
+from tracker.structure import Edit
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tracker.codecs.chain import Codec
+
+
+@dataclasses.dataclass
+class Draft:
+    """The model on its way through a chain.
+
+    Attributes:
+        model: as the last transform left it.
+        tensors: the model's.
+        edits: all changes of the architecture, in order.
+        integers: tensors that are integers and scales, by name.
+        steps, exact: see `Transformed`.
+        mac_ratio: multiply-accumulate operations over those of the anchor.
+        memory_ratio: memory of the weights over that of the anchor.
+        simulate: see `Transformed`.
+        rows: what each stage gave: the table stages.json.
+    """
+
+    model: Any
+    tensors: Mapping[str, Tensor]
+    edits: list[Edit] = dataclasses.field(default_factory=list)
+    integers: dict[str, Integers] = dataclasses.field(default_factory=dict)
+    steps: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    exact: bool = False
+    mac_ratio: float = 1.0
+    memory_ratio: float = 1.0
+    simulate: Callable[[Any], Any] | None = None
+    rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def take(self, given: Transformed) -> None:
+        """The draft after one more transform."""
+        self.model = given.model
+        self.edits += given.edits
+        self.integers = dict(given.integers)  # a transform that leaves weights alone passes no integers on: it is final
+        self.steps, self.exact = given.steps, given.exact
+        self.mac_ratio *= given.mac_ratio
+        self.memory_ratio *= given.memory_ratio
+        self.simulate = given.simulate
+
+    def context(self, context: Context) -> Context:
+        """What the next stage may use."""
+        return dataclasses.replace(context, steps=self.steps, exact=self.exact)
+
+    def bytes(self) -> int:
+        """Size without entropy coding: integers at their width with their scales, all else as float32."""
+        rest = {name: tensor for name, tensor in self.tensors.items() if name not in self.integers}
+        return 4 * float_elements(rest) + sum(quantised.bytes() for quantised in self.integers.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Workshop:
+    """What a draft is worked on with.
+
+    Attributes:
+        framework: of the model.
+        context: for the stages.
+        scratch: a folder for files of the stages.
+    """
+
+    framework: Framework
+    context: Context
+    scratch: Path
+
+    def begin(self, draft: Draft) -> Draft:
+        """A draft with a model of its own, which stages may change in place."""
+        return dataclasses.replace(
+            draft, model=self.framework.copy(draft.model), edits=list(draft.edits), rows=list(draft.rows)
+        )
+
+    def given(self, codec: Codec, draft: Draft, folder: Path | None = None) -> Context:
+        """What the next stage of a chain may use."""
+        size = functools.partial(self._size_after, codec, dataclasses.replace(draft))
+        return dataclasses.replace(draft.context(self.context), folder=folder, coder=codec.coder, size=size)
+
+    def apply(self, codec: Codec, stage: Transform, draft: Draft, folder: Path) -> Any:
+        """One transform of a chain; what it gave."""
+        folder.mkdir()
+        given = stage.apply(draft.model, self.given(codec, draft, folder))
+        draft.take(given if isinstance(given, Transformed) else Transformed(given))
+        draft.tensors = self.context.state(draft.model)
+        return given
+
+    def through(self, codec: Codec, first: str, draft: Draft) -> Draft:
+        """A draft after all transforms from one on; the given one stays as it is.
+
+        Args:
+            codec: the chain.
+            first: name of the stage; the coder's for none.
+            draft: as it comes to that stage.
+        """
+        draft = self.begin(draft)
+        names = list(codec.stages)
+        with tempfile.TemporaryDirectory(prefix="through-", dir=self.scratch) as folder:
+            for name in names[names.index(first) : -1]:
+                self.apply(codec, codec.transforms[name], draft, Path(folder) / name)
+        return draft
+
+    def size(self, codec: Codec, draft: Draft) -> int:
+        """Bytes of a draft's bitstream."""
+        with tempfile.TemporaryDirectory(prefix="size-", dir=self.scratch) as folder:
+            self._encode(codec, draft, Path(folder))
+            return bitstream_bytes(Path(folder))
+
+    def judge(self, codec: Codec, draft: Draft) -> Judged:
+        """What the split for decisions says of the model that will be decoded.
+
+        Raises:
+            TrackerError: there is no such split, or the model cannot be coded.
+        """
+        if self.context.judge is None:
+            raise TrackerError("a drop is looked for on the search split, and the data have none")
+        model = self.framework.copy(draft.model)
+        self.framework.fill(model, self._decoded(codec, draft), "the quantised tensors")
+        return self.context.judge(model)
+
+    def _decoded(self, codec: Codec, draft: Draft) -> Mapping[str, Tensor]:
+        """All tensors, as the decoder will give them or nearly so."""
+        tensors = self.context.state(draft.model)
+        if not draft.integers:
+            own = draft.context(self.context)
+            coded = codec.coder.approximate(coded_part(tensors), draft.model, own)
+            if coded is not None:
+                return {name: coded.get(name, tensor).to(tensor.dtype) for name, tensor in tensors.items()}
+        with tempfile.TemporaryDirectory(prefix="judged-", dir=self.scratch) as folder:
+            self._encode(codec, draft, Path(folder))
+            return decode_bitstream(Path(folder), codec.coder.receiver())
+
+    def _encode(self, codec: Codec, draft: Draft, folder: Path) -> None:
+        model = self.framework.ready(self.framework.copy(draft.model), "cpu")
+        own = draft.context(self.context)
+        encode_bitstream(codec, self.context.state(model), model, folder, own, draft.edits, draft.integers)
+
+    def _size_after(self, codec: Codec, draft: Draft, given: Transformed) -> int:
+        """Bytes of the bitstream, if the next transform is the last one and gives that."""
+        after = dataclasses.replace(draft, edits=list(draft.edits))
+        after.take(given)
+        return self.size(codec, after)

@@ -1,0 +1,315 @@
+"""Allocation, rounding and correction before NNC: each against an independent computation."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Here, one_line, runs
+from nncodec import nnc
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tracker.codecs import nnc_tables, nnc_units
+from tracker.codecs.allocate import Allocate
+from tracker.codecs.base import Context, Judged, Target
+from tracker.codecs.correct import Correct
+from tracker.codecs.nnc import Nnc
+from tracker.codecs.nnc_steps import step_size
+from tracker.codecs.round import Round, entered
+from tracker.errors import TrackerError
+from tracker.frameworks.pytorch import state_tensors
+from tracker.rate_distortion.aim import working_point
+from tracker.rate_distortion.code_length import code_lengths
+from tracker.rate_distortion.inputs import made
+from tracker.rate_distortion.lagrangian import allocated, curve, prices
+from tracker.rate_distortion.rounding import rounded
+
+
+def network() -> nn.Module:
+    """Convolutions with BatchNorm that has seen data, and a linear layer."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 12, 3, padding=1, bias=False),
+        nn.BatchNorm2d(12),
+        nn.ReLU(),
+        nn.Conv2d(12, 16, 3, stride=2, groups=2),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16 * 49, 5),
+    )
+    for _ in range(20):
+        model(torch.randn(64, 3, 16, 16) * 1.5 + 0.5)
+    return model.eval()
+
+
+def context(model: nn.Module, **more: Any) -> Context:
+    torch.manual_seed(1)
+    batches = [torch.randn(32, 3, 16, 16) * 1.5 + 0.5 for _ in range(4)]
+    known = {"anchor": copy.deepcopy(model), "coder": Nnc(qp=-14), "state": state_tensors, "classes": 1}
+    return Context(lambda model, inputs: model(inputs), lambda: batches, 0, "cpu", **{**known, **more})
+
+
+def test_an_allocation_is_the_best_of_all_for_its_price() -> None:
+    generator = np.random.default_rng(0)
+    curves = {}
+    for name in "abc":
+        sizes = np.sort(generator.uniform(10, 100, 6))[::-1]
+        errors = np.sort(generator.uniform(0, 1, 6))
+        curves[name] = curve([2.0**k for k in range(6)], list(sizes), list(errors), float(generator.uniform(0.5, 2)))
+    for price in (1e-4, 1e-3, 1e-2):
+        steps, bits = allocated(curves, price)
+        best = min(
+            itertools.product(range(6), repeat=3),
+            key=lambda places: sum(
+                one.distortion[place] + price * one.bits[place]
+                for one, place in zip(curves.values(), places, strict=True)
+            ),
+        )
+        assert steps == {name: 2.0**place for name, place in zip(curves, best, strict=True)}
+        assert bits == pytest.approx(sum(curves[name].bits[place] for name, place in zip(curves, best, strict=True)))
+    given = prices(curves, 0.01)
+    rates = [allocated(curves, price)[1] for price in given]
+    assert given[0] == 0 and rates[0] == sum(one.bits[0] for one in curves.values())
+    assert rates[-1] == sum(one.bits[-1] for one in curves.values())
+    assert all(after <= 0.99 * before for before, after in itertools.pairwise(rates))
+
+
+def test_the_working_point_is_the_last_within_a_drop_or_the_first_within_bytes() -> None:
+    base = context(nn.Identity())
+
+    def search(count: int, target: Target) -> int:
+        aimed = Context(base.predict, base.calibration, 0, "cpu", target=target)
+        found = working_point(
+            count, lambda place: place, lambda made: Judged(0.0, made / 10), lambda made: 100 - made, aimed
+        )
+        return found.made
+
+    for count in (1, 2, 7, 64):
+        for drop in (0.0, 0.3, 100.0):
+            assert search(count, Target(drop)) == min(int(drop * 10), count - 1)
+    assert search(64, Target(0.0, 80)) == 20 and search(64, Target(0.0, 1000)) == 0
+    with pytest.raises(TrackerError, match="less than the 37 bytes of the smallest bitstream"):
+        search(64, Target(0.0, 36))
+    assert search(5, Target(-1.0)) == 0  # nothing is within it: the best there is
+
+
+def test_rates_and_errors_in_a_table_are_those_of_nncodec(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(3)
+    weight = torch.randn(30, 40) * 0.1
+    coder = Nnc()
+    found = coder.costs({"w": weight, "b": torch.randn(30)})
+    assert set(found) == {"w", "b"}
+    steps = [row.step for row in found["w"]]
+    assert steps == sorted(steps) and steps[0] < 0.1 / 300 and steps[-1] > 0.15
+    for row in found["w"][::6]:  # every other one is measured, those between are interpolated
+        qp = next(qp for qp in range(-128, 128) if step_size(qp, 2) == row.step)
+        coded = nnc.compress({"w": weight.numpy()}, qp=qp, return_bitstream=True, bitstream_path=None)
+        size = sum(len(unit) for kind, unit in nnc_units.split(bytes(coded)) if kind == nnc_units.NDU)
+        error = float(np.square(nnc.decompress(bytearray(coded))["w"] - weight.numpy()).sum())
+        # A qp of its own takes up to two bytes more than the one for all.
+        assert row.bytes == pytest.approx(size, abs=2.1) and row.error == pytest.approx(error, rel=1e-3)
+    between = found["w"][5]
+    assert found["w"][4].bytes >= between.bytes >= found["w"][6].bytes
+
+    def never(*_: Any) -> None:
+        raise AssertionError("coded again")
+
+    monkeypatch.setattr(nnc_tables, "measure", never)
+    assert (
+        coder.costs({"w": weight, "b": torch.randn(30)[:0]}) if False else coder.costs({"w": weight})["w"] == found["w"]
+    )
+
+
+def test_a_damaged_table_is_measured_again(cache: Path) -> None:
+    weight = torch.randn(8, 8)
+    before = Nnc().costs({"w": weight})
+    for path in (cache / "rates").glob("*.json"):
+        path.write_text("[[1, 2")
+    assert Nnc().costs({"w": weight}) == before
+
+
+def test_rounding_is_to_nearest_where_inputs_have_nothing_in_common() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(6, 9)
+    found = rounded(weight, torch.eye(9), 0.3, torch.ones(6), 0.0)
+    assert torch.equal(found, (weight / 0.3).round())
+
+
+def test_rounding_keeps_outputs_better_than_to_nearest_and_costs_less_with_a_price() -> None:
+    torch.manual_seed(0)
+    inputs = torch.randn(500, 40) @ torch.randn(40, 40) * 0.2 + torch.rand(500, 40)
+    weight, step = torch.randn(24, 40) * 0.1, 0.08
+    moments = inputs.T @ inputs / len(inputs)
+
+    def error(integers: Tensor) -> float:
+        return float((inputs @ (weight - integers * step).T).square().mean())
+
+    def bits(integers: Tensor) -> float:
+        return float(code_lengths(integers)[integers.abs().long()].sum())
+
+    nearest = (weight / step).round()
+    plain = rounded(weight, moments, step, torch.ones(24), 0.0)
+    cheap = rounded(weight, moments, step, torch.ones(24), 4.0)
+    assert error(plain) < 0.5 * error(nearest)
+    assert error(plain) < error(cheap) < error(nearest) and bits(cheap) < 0.9 * bits(plain)
+
+
+def test_an_impossible_covariance_does_not_stop_it() -> None:
+    weight = torch.randn(4, 5)
+    for moments in (torch.zeros(5, 5), torch.ones(5, 5), 1e30 * torch.ones(5, 5)):
+        assert bool(torch.isfinite(rounded(weight, moments, 0.1, torch.ones(4), 1.0)).all())
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (nn.Conv2d(4, 6, 3, padding=1), (3, 4, 9, 8)),
+        (nn.Conv2d(4, 6, (3, 2), stride=(2, 1), dilation=(1, 2), padding=(0, 2)), (3, 4, 9, 8)),
+        (nn.Conv2d(4, 6, 3, padding="same", padding_mode="reflect"), (3, 4, 9, 8)),
+        (nn.Conv2d(4, 6, 3, groups=2), (3, 4, 9, 8)),
+        (nn.Conv1d(4, 6, 5, stride=2), (3, 4, 20)),
+        (nn.Conv3d(2, 4, 3, padding=1), (2, 2, 5, 6, 7)),
+        (nn.Linear(7, 3), (4, 5, 7)),
+    ],
+)
+def test_what_enters_a_layer_times_its_weights_is_its_output(module: Any, shape: tuple[int, ...]) -> None:
+    given = torch.randn(shape)
+    groups = getattr(module, "groups", 1)
+    parts = [
+        entered(module, given, group) @ weight.flatten(1).T for group, weight in enumerate(module.weight.chunk(groups))
+    ]
+    found = torch.cat(parts, dim=1) + module.bias
+    wanted = module(given) if isinstance(module, nn.Linear) else module(given).movedim(1, -1)
+    assert torch.allclose(found, wanted.reshape(len(found), -1), atol=1e-5)
+
+
+def test_round_takes_the_steps_of_the_stage_before_or_of_the_coder() -> None:
+    model = network()
+    done = Round(rate_weight=0).apply(copy.deepcopy(model), context(model))
+    step = step_size(-14, 2)
+    assert done.exact and done.steps["0.weight"] == step
+    given = Round(rate_weight=0).apply(copy.deepcopy(model), context(model, steps={"0.weight": 0.0625}))
+    for transformed, size in ((done, step), (given, 0.0625)):
+        integers = transformed.model[0].weight / size
+        assert torch.allclose(integers, integers.round(), atol=1e-4)
+    assert torch.equal(done.model[0].bias if done.model[0].bias is not None else model[1].bias, model[1].bias)
+    inputs = next(iter(context(model).calibration()))
+    nearest = copy.deepcopy(model)
+    for module in (nearest[0], nearest[3], nearest[7]):
+        module.weight.data = (module.weight / step).round() * step
+    assert F.mse_loss(done.model(inputs), model(inputs)) < F.mse_loss(nearest(inputs), model(inputs))
+
+
+def test_correction_leaves_alone_what_quantisation_does_not_change() -> None:
+    model = network()
+    fine = context(model, coder=Nnc(qp=-70, use_dq=False))
+    done = Correct().apply(copy.deepcopy(model), fine).model
+    for name, tensor in state_tensors(model).items():
+        assert torch.allclose(state_tensors(done)[name], tensor, atol=2e-4), name
+
+
+@pytest.mark.parametrize("scales", [True, False])
+def test_corrected_statistics_are_those_of_the_anchor(scales: bool) -> None:
+    model = network()
+    coarse = context(model, coder=Nnc(qp=-10, use_dq=False))
+    done = Correct(scales=scales).apply(copy.deepcopy(model), coarse).model
+    assert torch.equal(done[0].weight, model[0].weight)  # the coder quantises it
+    inputs = torch.cat(list(coarse.calibration()))
+
+    def quantised(network: nn.Module) -> nn.Module:
+        found = copy.deepcopy(network)
+        values = Nnc(qp=-10, use_dq=False).approximate(
+            {name: t for name, t in state_tensors(network).items() if t.ndim > 1}, network, coarse
+        )
+        found.load_state_dict({**network.state_dict(), **values})
+        return found
+
+    def statistics(network: nn.Module, upto: int) -> tuple[Tensor, Tensor]:
+        output = network[:upto](inputs).movedim(1, 0).flatten(1)
+        return output.mean(1), output.std(1)
+
+    for upto in (2, 5, 8):
+        mean, deviation = statistics(model, upto)
+        before, after = statistics(quantised(model), upto), statistics(quantised(done), upto)
+        assert torch.allclose(after[0], mean, atol=1e-3) and not torch.allclose(before[0], mean, atol=1e-3)
+        if scales and upto < 8:
+            assert torch.allclose(after[1], deviation, rtol=1e-2)
+
+
+def test_made_inputs_have_the_statistics_of_the_norms() -> None:
+    model = network()
+    own = context(model)
+    like = torch.zeros(2, 3, 16, 16)
+    inputs = made(own, like)
+    assert inputs.shape[1:] == (3, 16, 16) and len(inputs) >= 32
+    before = model[0](inputs).mean((0, 2, 3))
+    noise = model[0](torch.randn(64, 3, 16, 16)).mean((0, 2, 3))
+    wanted = model[1].running_mean
+    assert (before - wanted).abs().mean() < 0.3 * (noise - wanted).abs().mean()
+    assert torch.equal(inputs, made(own, like))
+    tokens = torch.arange(12).view(3, 4)
+    assert sorted(made(own, tokens).flatten().tolist()) == list(range(12))
+    assert all(parameter.requires_grad for parameter in own.anchor.parameters())
+
+
+def test_allocation_gives_sensitive_tensors_finer_steps_and_counts_norms() -> None:
+    model = network()
+    with torch.no_grad():
+        model[7].weight[:] *= 20  # everything before it matters more now
+    base = context(model)
+    stage = Allocate()
+    places = stage.places(copy.deepcopy(model), base)
+    assert len(places) > 20
+    steps = places[len(places) // 2].apply(copy.deepcopy(model), base).steps
+    assert {"0.weight", "1.weight", "1.bias", "3.weight", "3.bias", "4.weight", "4.bias", "7.weight", "7.bias"} == set(
+        steps
+    )
+    assert steps["7.weight"] > steps["0.weight"]
+    sizes = [
+        sum(place.apply(copy.deepcopy(model), base).metrics["allocate/kilobytes"] for _ in "1") for place in places
+    ]
+    assert sizes == sorted(sizes, reverse=True)
+    assert Allocate(price=1.0).places(model, base) == ()
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("+codec=int8", "target.drop=0.01"), "int8 has no option with which target.drop could be reached"),
+        (("+codec=nnc", "target.drop=0.01", "target.bytes=100"), "leave one of them out"),
+        (("+codec=nnc", "target.bytes=0"), "target.bytes"),
+        (("+codec=nnc", "target.drop=-1"), "target.drop"),
+        (("+codec=nnc", "target.bytes=700"), "is less than the"),
+        (("-m", "+codec=nnc", "+sweep=nnc", "target.drop=0.01"), "a sweep looks for the working point itself"),
+        (("+codec=[round,int8]",), "round chooses step sizes, which int8 does not take"),
+        (("anchor=keras_digits", "+codec=[correct,nnc]", "anchor.epochs=1"), "works on models of pytorch"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_refused_in_one_line(here: Here, words: tuple[str, ...], reason: str) -> None:
+    one_line(here(*words), reason)
+
+
+def test_a_target_of_bytes_is_met_and_used(here: Here, ready: Path) -> None:
+    for codec in ("nnc", "nnc_fast"):
+        done = here(f"+codec={codec}", "target.bytes=4000", "tracking.evaluate_stages=false")
+        assert done.returncode == 0, done.stderr
+    for run in runs(ready, "compression"):
+        assert 3000 < run.data.metrics["size/bitstream_bytes"] <= 4000
+
+
+def test_a_target_drop_decides_on_the_search_split(here: Here, ready: Path) -> None:
+    sizes = []
+    for words in (("target.drop=0.002",), ("target.drop=0.03",), ("target.drop=0.03", "target.confidence=null")):
+        done = here("+codec=nnc", *words)
+        assert done.returncode == 0, done.stderr
+        run = runs(ready, "compression")[-1]
+        sizes.append(run.data.metrics["size/bitstream_bytes"])
+        assert "nnc/qp" in run.data.metrics
+    assert sizes[0] > sizes[1] >= sizes[2]
