@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,13 +20,15 @@ from torch import nn
 
 from tracker.codecs.base import Context, Judged, Target
 from tracker.codecs.chain import build_codec
-from tracker.codecs.distill import Distill, Round, following
+from tracker.codecs.distill import Distill
 from tracker.codecs.nnc import Nnc
 from tracker.codecs.nnc_steps import nearest_qp, step_size
 from tracker.errors import TrackerError
+from tracker.rate_distortion import training
 from tracker.rate_distortion.code_length import bits_of, code_lengths, quantised
 from tracker.rate_distortion.distortion import sensitivities
 from tracker.rate_distortion.norms import plain_norms
+from tracker.rate_distortion.rounds import Round, following
 from tracker.rate_distortion.start import shares
 from tracker.rate_distortion.training import Quantised, Training
 
@@ -152,6 +155,40 @@ def test_the_next_lambda_lies_between_what_was_transparent_and_what_was_not() ->
     assert following(done((4, 0.1)), by_bytes) > 4
     assert following(done((8, 0.0)), by_bytes) < 8
     assert following(done((4, 0.0), (8, 0.0)), by_bytes) == pytest.approx(math.sqrt(32))
+
+
+def test_what_was_killed_goes_on_where_it_was(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    plain = Training._step
+    stop = 0
+
+    def step(self: Training, *words: Any) -> float:
+        steps.append(1)
+        if len(steps) == stop:
+            raise KeyboardInterrupt
+        return plain(self, *words)
+
+    monkeypatch.setattr(Training, "_step", step)
+    monkeypatch.setattr(training, "SAVED", -1.0)  # after every step
+    stage = Distill(loss="mse", batch_size=16, steps=40, rounds=2)
+    model, context = linear()
+    unfinished = cache / "unfinished"
+    for stop in (10, 30):  # noqa: B007 - in the first round, which has 24 of the 40 steps, and in the second
+        with pytest.raises(KeyboardInterrupt):
+            stage.apply(copy.deepcopy(model), context)
+        assert len(list(unfinished.glob("*.safetensors"))) == 1
+    stop = 0
+    assert len(stage.apply(copy.deepcopy(model), context).tables["rounds"]) == 3
+    assert len(steps) == 42  # the two that were stopped were done again
+    assert not list(unfinished.glob("*"))
+    # Other work has nothing to do with it, and a damaged file is no reason to fail.
+    stop = len(steps) + 5
+    with pytest.raises(KeyboardInterrupt):
+        stage.apply(copy.deepcopy(model), context)
+    next(unfinished.glob("*")).write_bytes(b"damaged")
+    stop, done = 0, len(steps)
+    stage.apply(copy.deepcopy(model), context)
+    assert len(steps) == done + 40
 
 
 def test_nnc_codes_multiples_of_given_steps_as_they_are(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_a_damaged_table_is_measured_again(cache: Path) -> None:
 def test_rounding_is_to_nearest_where_inputs_have_nothing_in_common() -> None:
     torch.manual_seed(0)
     weight = torch.randn(6, 9)
-    found = rounded(weight, torch.eye(9), 0.3, torch.ones(6), 0.0)
+    found = rounded(weight, torch.eye(9), 0.3, 0.0)
     assert torch.equal(found, (weight / 0.3).round())
 
 
@@ -155,8 +155,8 @@ def test_rounding_keeps_outputs_better_than_to_nearest_and_costs_less_with_a_pri
         return float(code_lengths(integers)[integers.abs().long()].sum())
 
     nearest = (weight / step).round()
-    plain = rounded(weight, moments, step, torch.ones(24), 0.0)
-    cheap = rounded(weight, moments, step, torch.ones(24), 4.0)
+    plain = rounded(weight, moments, step, 0.0)
+    cheap = rounded(weight, moments, step, 4.0)
     assert error(plain) < 0.5 * error(nearest)
     assert error(plain) < error(cheap) < error(nearest) and bits(cheap) < 0.9 * bits(plain)
 
@@ -164,7 +164,7 @@ def test_rounding_keeps_outputs_better_than_to_nearest_and_costs_less_with_a_pri
 def test_an_impossible_covariance_does_not_stop_it() -> None:
     weight = torch.randn(4, 5)
     for moments in (torch.zeros(5, 5), torch.ones(5, 5), 1e30 * torch.ones(5, 5)):
-        assert bool(torch.isfinite(rounded(weight, moments, 0.1, torch.ones(4), 1.0)).all())
+        assert bool(torch.isfinite(rounded(weight, moments, 0.1, 1.0)).all())
 
 
 @pytest.mark.parametrize(
@@ -298,10 +298,10 @@ def test_what_cannot_work_is_refused_in_one_line(here: Here, words: tuple[str, .
 
 def test_a_target_of_bytes_is_met_and_used(here: Here, ready: Path) -> None:
     for codec in ("nnc", "nnc_fast"):
-        done = here(f"+codec={codec}", "target.bytes=4000", "tracking.evaluate_stages=false")
+        done = here(f"+codec={codec}", "target.bytes=14000", "tracking.evaluate_stages=false")
         assert done.returncode == 0, done.stderr
     for run in runs(ready, "compression"):
-        assert 3000 < run.data.metrics["size/bitstream_bytes"] <= 4000
+        assert 12000 < run.data.metrics["size/bitstream_bytes"] <= 14000
 
 
 def test_a_target_drop_decides_on_the_search_split(here: Here, ready: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tracker.codecs.base import Context, Transform, Transformed
 from tracker.errors import TrackerError
-from tracker.rate_distortion.inputs import Source
+from tracker.rate_distortion.inputs import Source, norms_of
 from tracker.rate_distortion.lagrangian import Curve, allocated, curve, prices
 from tracker.rate_distortion.norms import plain_norms
 from tracker.rate_distortion.sensitivity import sensitivities_on
@@ -33,7 +33,7 @@ class Allocate(Transform):
     inputs: Source | Literal["none"] = Field(
         default="calibration",
         description="on which sensitivities are measured; synthetic: made from the anchor's BatchNorms, without data; "
-        "none: every weight tensor's relative error counts the same",
+        "none, and where it has none of these: every weight tensor's relative error counts the same",
     )
     price: float | None = Field(
         default=None, ge=0, allow_inf_nan=False, description="lambda, distortion for a bit; null: by the target"
@@ -95,7 +95,8 @@ class Allocate(Transform):
 
     def _sensitivities(self, model: Any, tensors: Mapping[str, Tensor], context: Context) -> dict[str, float]:
         """Distortion over squared error, of each tensor that it is known of."""
-        if self.inputs == "none" or context.framework != "pytorch":
+        made = self.inputs == "synthetic" and context.framework == "pytorch"
+        if self.inputs == "none" or context.framework != "pytorch" or (made and not norms_of(context.anchor)):
             # A layer's outputs are off by as much as its weights are, relatively.
             return {
                 name: 1 / max(float(tensor.double().square().sum()), 1e-30)

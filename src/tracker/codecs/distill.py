@@ -12,17 +12,16 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from tracker.codecs.base import Context, Judged, Transformed
+from tracker.codecs.base import Context, Transformed
 from tracker.codecs.finetune import Trained, full_precision, repeatable, tensors_of
 from tracker.errors import TrackerError
-from tracker.rate_distortion.aim import within
 from tracker.rate_distortion.inputs import Source, one_batch, split
 from tracker.rate_distortion.norms import plain_norms
+from tracker.rate_distortion.rounds import Round, Work, chosen, following, told
 from tracker.rate_distortion.start import start
 from tracker.rate_distortion.training import Quantised, Training
 
@@ -32,34 +31,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 FIRST = 0.6  # share of the first round in all of the time; the others share the rest
 CALMER = 0.4  # learning rate of later rounds over that of the first: they adjust what it has learned
-FACTOR = 1.8  # by which lambda changes from round to round, until one is found to be too large
-
-
-@dataclass
-class Round:
-    """One value of lambda, what was trained with it, and what it gave.
-
-    Attributes:
-        weight: lambda over the distortion at the start.
-        result: the network.
-        judged: what the split for decisions says of it.
-        bytes: of its bitstream; None where the target is a drop.
-        seconds: of training.
-    """
-
-    weight: float
-    result: Quantised
-    judged: Judged
-    bytes: int | None
-    seconds: float
-
-    def small_enough(self, context: Context) -> bool:
-        """Whether it is within the target's bytes, if there are such."""
-        return context.target.bytes is None or (self.bytes is not None and self.bytes <= context.target.bytes)
-
-    def good_enough(self, context: Context) -> bool:
-        """Whether it is within the target's drop, if that decides."""
-        return context.target.bytes is not None or within(self.judged, context)
 
 
 class Distill(Trained):
@@ -138,23 +109,30 @@ class Distill(Trained):
         )
 
     def _rounds(self, student: Any, teacher: Any, context: Context) -> list[Round]:
-        """Round after round, each with the lambda that those before it suggest."""
+        """Round after round, each with the lambda that those before it suggest; on from where it was killed."""
+        assert context.judge is not None
+        work = Work(self, student, context)
         training = Training(self, student, teacher, context)
-        begun = start(training, context)
-        weight = self.rate_weight or begun.weight
-        done = [Round(0.0, begun.untrained, begun.judged, self._bytes(begun.untrained, student, context), 0.0)]
-        for number in range(self.rounds):
-            share = 1.0 if self.rounds == 1 else FIRST if number == 0 else (1 - FIRST) / (self.rounds - 1)
-            calm = CALMER if number else 1.0
-            label = f"distill {number + 1}/{self.rounds}"
-            result, seconds = training.round(weight * begun.distortion, share, calm, label)
+        if not work.done:
+            begun = start(training, context)
+            size = self._bytes(begun.untrained, student, context)
+            work.begin(begun, Round(0.0, begun.untrained, begun.judged, size, 0.0), training)
+        else:
+            training.restore(work.tensors)
+        while len(work.done) <= self.rounds:
+            number = len(work.done)
+            share = 1.0 if self.rounds == 1 else FIRST if number == 1 else (1 - FIRST) / (self.rounds - 1)
+            calm = CALMER if number > 1 else 1.0
+            weight = self.rate_weight or (following(work.done[1:], context) if number > 1 else work.weight)
+            label = f"distill {number}/{self.rounds}"
+            result, seconds = training.round(
+                weight * work.distortion, share, calm, label, work.progress(number), work.saver(number)
+            )
             size = self._bytes(result, student, context)
-            assert context.judge is not None
-            done.append(Round(weight, result, context.judge(student), size, seconds))
-            told(number + 1, self.rounds, done[-1])
-            if self.rate_weight is None:
-                weight = following(done[1:], context)
-        return done
+            work.add(Round(weight, result, context.judge(student), size, seconds), training)
+            told(number, self.rounds, work.done[-1])
+        work.checkpoint.clear()
+        return work.done
 
     def _bytes(self, result: Quantised, student: Any, context: Context) -> int | None:
         """Of a result's bitstream, where they matter; the student is filled with it."""
@@ -162,57 +140,6 @@ class Distill(Trained):
         if context.target.bytes is None or context.size is None:
             return None
         return context.size(Transformed(student, steps=result.steps, exact=True))
-
-
-def told(number: int, count: int, one: Round) -> None:
-    """A line of the log about a round."""
-    log.info(
-        "distill %d/%d: lambda %.3g, %.2f bits per weight%s, drop %.4f (likely below %.4f) on the search split",
-        number,
-        count,
-        one.weight,
-        one.result.bits,
-        f", {one.bytes:,} bytes" if one.bytes is not None else "",
-        one.judged.drop,
-        one.judged.bound,
-    )
-
-
-def chosen(rounds: list[Round], context: Context) -> Round:
-    """The smallest that is good enough, or the best that is small enough.
-
-    Raises:
-        TrackerError: none is small enough.
-    """
-    if context.target.bytes is not None:
-        small = [one for one in rounds if one.small_enough(context)]
-        if not small:
-            least = min(one.bytes or 0 for one in rounds)
-            raise TrackerError(
-                f"target.bytes={context.target.bytes} was not reached, the smallest is {least} bytes; raise it, or "
-                "codec.distill.seconds or codec.distill.rate_weight"
-            )
-        return min(small, key=lambda one: one.judged.drop)
-    good = [one for one in rounds if one.good_enough(context)]
-    if good:
-        return min(good, key=lambda one: one.result.bits)
-    log.warning("distill: nothing is transparent on the search split; raise task.tolerance or codec.distill.seconds")
-    return min(rounds, key=lambda one: one.judged.bound)
-
-
-def following(done: list[Round], context: Context) -> float:
-    """The next lambda: between the largest that gave too much and the smallest that gave too little."""
-    by_bytes = context.target.bytes is not None
-
-    def may_rise(one: Round) -> bool:
-        return not one.small_enough(context) if by_bytes else one.good_enough(context)
-
-    good = [one.weight for one in done if may_rise(one)]
-    # Earlier rounds were trained less: what was too much then need not be so now.
-    bad = [one.weight for one in done[-2:] if not may_rise(one)]
-    if good and bad and max(good) < min(bad):
-        return math.sqrt(max(good) * min(bad))
-    return max(good) * FACTOR if may_rise(done[-1]) else done[-1].weight / FACTOR
 
 
 def _row(number: int, one: Round) -> dict[str, Any]:

@@ -175,7 +175,7 @@ class Nnc(Coder):
         return {"nnc/qp": float(self.qp)}
 
     def costs(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Sequence[Cost]]:
-        """Each tensor coded at half octaves, from 2^-9 of its root mean square to eight times that; see `nnc_tables`."""
+        """Each tensor coded at half octaves, from 2^-9 of its root mean square to twice that; see `nnc_tables`."""
         from tracker.codecs import nnc_tables, nnc_units
 
         arrays, quantised = self._arrays(tensors)
@@ -185,7 +185,8 @@ class Nnc(Coder):
             middle = float((arrays[name].astype(float) ** 2).mean() ** 0.5)
             around = nnc_steps.nearest_qp(middle, self.qp_density) if middle > 0 else 0
             octave = 2**self.qp_density
-            raw = range(around - 9 * octave, around + 3 * octave + 1, octave // 2)
+            # Larger steps make nothing but zeros of a tensor, of which its sensitivity does not tell what that does.
+            raw = range(around - 9 * octave, around + octave + 1, octave // 2)
             qps[name] = sorted({min(max(qp, -limit), limit - 1) for qp in raw})
         with nnc_units.told_in_one_line():
             options = self._options(arrays, quantised, None)

@@ -18,12 +18,10 @@ from torch.nn import functional as F
 from tracker.codecs.base import Context, Transformed
 from tracker.codecs.finetune import Trained, full_precision
 from tracker.errors import TrackerError
-from tracker.rate_distortion.inputs import Source, one_batch
+from tracker.rate_distortion.inputs import Source, norms_of, one_batch
 from tracker.rate_distortion.rounding import following, rounded
-from tracker.rate_distortion.sensitivity import sensitivities_on
 
 LARGEST = 6144  # inputs of an output, beyond which a layer's covariance is too large, and it is rounded to nearest
-SPREAD = 16.0  # of the importance of output channels
 VECTORS = 1 << 16  # input vectors of which a covariance is measured
 
 
@@ -40,7 +38,7 @@ class Round(Trained):
     follow: bool | Literal["auto"] = Field(
         default="auto",
         description="first change weights so that the anchor's outputs follow from the inputs here; auto: with "
-        "calibration inputs, as made ones would mislead it",
+        "inputs that were not made to suit BatchNorms",
     )
     rate_weight: float = Field(
         default=0.5, ge=0, le=100, description="of bits against errors, over the balance that rounding to nearest has"
@@ -57,8 +55,7 @@ class Round(Trained):
         steps = {**context.coder.step_sizes(context.state(model)), **context.steps}
         network = full_precision(model, context.device)
         inputs = one_batch(self.inputs, context)
-        matters = sensitivities_on(self.inputs, model, context)
-        wanted: dict[str, Tensor] = {}
+        wanted, follows = dict[str, Tensor](), self.follows(context)
         done: set[str] = set()
 
         def enter(name: str, module: nn.Module, given: Tensor) -> None:
@@ -66,13 +63,12 @@ class Round(Trained):
             if name in done or f"{name}.weight" not in steps or not isinstance(weight, Tensor):
                 return
             done.add(name)
-            importance = shares(matters.get(f"{name}.weight"), len(weight)).to(weight.device)
-            before = wanted.pop(name, given)
-            before = before if before.shape == given.shape else given
-            weight.copy_(self.layer(module, weight, (before, given), steps[f"{name}.weight"], importance))
+            before = wanted.pop(name, None)
+            before = before if before is not None and before.shape == given.shape else None
+            weight.copy_(self.layer(module, weight, (before, given), steps[f"{name}.weight"]))
 
         with torch.no_grad():
-            if self.follows:
+            if follows:
                 reference = full_precision(context.anchor, context.device, copied=True)
                 with entering(reference, lambda name, _, given: wanted.setdefault(name, given)):
                     context.predict(reference, inputs)
@@ -82,36 +78,28 @@ class Round(Trained):
             tensor.data = tensor.data.to("cpu")
         return Transformed(network, steps=steps, exact=True)
 
-    @property
-    def follows(self) -> bool:
+    def follows(self, context: Context) -> bool:
         """Whether weights are changed first."""
-        return self.inputs == "calibration" if self.follow == "auto" else self.follow
+        if self.follow == "auto":
+            return self.inputs == "calibration" or not norms_of(context.anchor)
+        return self.follow
 
-    def layer(
-        self, module: nn.Module, weight: Tensor, given: tuple[Tensor, Tensor], step: float, importance: Tensor
-    ) -> Tensor:
-        """A layer's rounded weights, for what enters it in the anchor and here."""
+    def layer(self, module: nn.Module, weight: Tensor, given: tuple[Tensor | None, Tensor], step: float) -> Tensor:
+        """A layer's rounded weights, for what enters it in the anchor (where that is to be followed) and here."""
         groups = getattr(module, "groups", 1)
         found = []
-        for group, (part, rows) in enumerate(zip(weight.chunk(groups), importance.chunk(groups), strict=True)):
+        for group, part in enumerate(weight.chunk(groups)):
             matrix = part.flatten(1)
             if matrix.shape[1] > LARGEST:
                 found.append((part / step).round() * step)
                 continue
             vectors = entered(module, given[1], group)
             moments = vectors.T @ vectors / max(len(vectors), 1)
-            if self.follows:
+            if given[0] is not None:
                 reference = entered(module, given[0], group)
                 matrix = following(matrix, reference.T @ vectors / max(len(vectors), 1), moments)
-            found.append(rounded(matrix, moments, step, rows, self.rate_weight).view_as(part) * step)
+            found.append(rounded(matrix, moments, step, self.rate_weight).view_as(part) * step)
         return torch.cat(found)
-
-
-def shares(sensitivity: Tensor | None, count: int) -> Tensor:
-    """How much each output channel matters, with a mean of about 1 and within `SPREAD`."""
-    if sensitivity is None or len(sensitivity) != count or not bool(sensitivity.sum() > 0):
-        return torch.ones(count)
-    return (sensitivity / sensitivity.mean()).clamp(1 / SPREAD, SPREAD)
 
 
 def entered(module: Any, given: Tensor, group: int) -> Tensor:

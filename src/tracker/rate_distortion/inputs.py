@@ -1,7 +1,8 @@
 """What sensitivities and statistics are measured on: calibration inputs, or inputs made from the network alone.
 
 Made inputs are noise, changed until each BatchNorm sees the mean and deviation that it stored in training (Cai et al.
-2020, "ZeroQ: A Novel Zero Shot Quantization Framework", section 3.1). Networks without BatchNorm get the noise.
+2020, "ZeroQ: A Novel Zero Shot Quantization Framework", section 3.1). Networks without BatchNorm get pictures of discs,
+or noise where inputs are no images.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from tracker.codecs.base import Context
@@ -22,6 +24,8 @@ from tracker.evaluation import cloned, on_device, tensor_bytes
 
 Source = Literal["calibration", "synthetic"]
 SAMPLES, STEPS, RATE = 96, 80, 0.2  # of made inputs: how many, and how they are changed (Adam)
+ELEMENTS = 1 << 20  # of made inputs, about, where they are large
+LEAVES, FINE = 300, 2  # discs in a made picture, and the resolution they are drawn at, over the picture's
 MOST_BYTES = 8 << 20  # of calibration inputs in one batch
 
 
@@ -63,15 +67,20 @@ def made(context: Context, like: Any) -> Any:
 
     Args:
         context: with the anchor.
-        like: a batch whose shapes are taken; integers (tokens, indices) are its own, mixed up.
+        like: a batch whose shapes are taken and, for networks without BatchNorm, each channel's mean and deviation;
+            integers (tokens, indices) are its own, mixed up.
     """
     generator = torch.Generator().manual_seed(context.seed)
     if not isinstance(like, Tensor) or not like.is_floating_point():
         return _mixed(like, generator)
-    count = SAMPLES if len(like) > 1 else 1
-    noise = pink(torch.randn((count, *like.shape[1:]), generator=generator)).to(like.device)
-    model = copy.deepcopy(context.anchor).to(context.device).float().eval()
-    return natural(model, context, noise) if norms_of(model) else noise
+    shape = (min(SAMPLES, max(8, ELEMENTS // max(like[0].numel(), 1))), *like.shape[1:])
+    if norms_of(context.anchor):
+        model = copy.deepcopy(context.anchor).to(context.device).float().eval()
+        return natural(model, context, pink(torch.randn(shape, generator=generator)).to(like.device))
+    picture = like.ndim == 4 and min(shape[2:]) >= 8
+    noise = (leaves(shape, generator) if picture else torch.randn(shape, generator=generator)).to(like.device)
+    around = [dim for dim in range(like.ndim) if dim != 1] if like.ndim > 2 else [0]
+    return noise * like.std(around, keepdim=True) + like.mean(around, keepdim=True)
 
 
 def pink(noise: Tensor) -> Tensor:
@@ -88,6 +97,31 @@ def pink(noise: Tensor) -> Tensor:
     falling = squares.clamp(min=1 / max(height, width) ** 2).rsqrt()
     found = torch.fft.irfft2(torch.fft.rfft2(noise) * falling, s=(height, width))
     return (found - found.mean((2, 3), keepdim=True)) / found.std((2, 3), keepdim=True).clamp(min=1e-6)
+
+
+def leaves(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Pictures of discs that cover each other, which have the edges and the scales of photographs (Lee, Mumford and
+    Huang 2001, "Occlusion models for natural images", with radii by an inverse cube).
+
+    Args:
+        shape: (batch, channels, height, width).
+        generator: of places, radii and colours.
+
+    Returns:
+        Mean 0 and deviation 1 over all.
+    """
+    count, channels, height, width = shape
+    fine = torch.zeros(count, channels, FINE * height, FINE * width)
+    rows, columns = torch.arange(FINE * height)[:, None], torch.arange(FINE * width)[None]
+    most = FINE * max(height, width) / 2
+    for _ in range(LEAVES):
+        chance, top, left = torch.rand(3, count, 1, 1, generator=generator)
+        # By the inverse of their distribution function, between 1 and the largest radius.
+        radius = (1 - chance * (1 - most**-2.0)).rsqrt()
+        inside = (rows - top * FINE * height).square() + (columns - left * FINE * width).square() < radius.square()
+        fine = torch.where(inside[:, None], torch.randn(count, channels, 1, 1, generator=generator), fine)
+    found = F.avg_pool2d(fine, FINE)
+    return (found - found.mean()) / found.std().clamp(min=1e-6)
 
 
 def _mixed(value: Any, generator: torch.Generator) -> Any:

@@ -19,14 +19,13 @@ DAMPING = 0.01  # of the mean diagonal, added to the covariance of inputs
 PASSES = 2  # code lengths are those of the integers before
 
 
-def rounded(weight: Tensor, covariance: Tensor, step: float, importance: Tensor, rate_weight: float) -> Tensor:
+def rounded(weight: Tensor, covariance: Tensor, step: float, rate_weight: float) -> Tensor:
     """Integers for a weight matrix.
 
     Args:
         weight: shape (outputs, inputs).
         covariance: second moments of the inputs, shape (inputs, inputs).
         step: size of the quantisation step.
-        importance: of each output, with a mean of 1: shape (outputs,).
         rate_weight: of bits, over the slope of distortion by rate that rounding to nearest has at this step size; 0
             for the least distortion.
 
@@ -41,7 +40,7 @@ def rounded(weight: Tensor, covariance: Tensor, step: float, importance: Tensor,
     integers = (weight / step).round()
     for _ in range(PASSES if rate_weight else 1):
         lengths = code_lengths(integers)
-        found = _columns(weight[:, order] / step, factor, gains, importance, price, lengths)
+        found = _columns(weight[:, order] / step, factor, gains, price, lengths)
         integers = torch.empty_like(found)
         integers[:, order] = found
     return integers
@@ -81,16 +80,13 @@ def inverse_factor(covariance: Tensor) -> Tensor:
         damping *= 10
 
 
-def _columns(
-    scaled: Tensor, factor: Tensor, gains: Tensor, importance: Tensor, price: float, lengths: Tensor
-) -> Tensor:
+def _columns(scaled: Tensor, factor: Tensor, gains: Tensor, price: float, lengths: Tensor) -> Tensor:
     """Round column after column.
 
     Args:
         scaled: the weights over the step size, shape (outputs, inputs).
         factor: of `inverse_factor`.
         gains: of each column, shape (inputs,).
-        importance: shape (outputs,).
         price: of a bit, in the unit of gains.
         lengths: bits by magnitude.
     """
@@ -100,17 +96,17 @@ def _columns(
         values = left[:, column]
         best = values.round()
         if price:
-            best = _cheapest(values, best, gains[column] * importance, price, lengths)
+            best = _cheapest(values, best, gains[column], price, lengths)
         integers[:, column] = best
         error = (values - best) / factor[column, column]
         left[:, column + 1 :] -= error[:, None] * factor[column, column + 1 :][None]
     return integers
 
 
-def _cheapest(values: Tensor, nearest: Tensor, weights: Tensor, price: float, lengths: Tensor) -> Tensor:
+def _cheapest(values: Tensor, nearest: Tensor, gain: Tensor, price: float, lengths: Tensor) -> Tensor:
     """Of the nearest integer, the one next to it towards zero, and zero: that of the least error and rate together."""
     below = nearest - nearest.sign()
     candidates = torch.stack([nearest, below, torch.zeros_like(nearest)])
     bits = lengths[candidates.abs().clamp(max=LARGEST + 1).long()]
-    costs = weights * (values - candidates).square() + price * bits
+    costs = gain * (values - candidates).square() + price * bits
     return candidates.gather(0, costs.argmin(0, keepdim=True))[0]

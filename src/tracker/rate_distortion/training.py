@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ FINE = 2.0**-6  # steps of vectors (norms, biases), over their root mean square
 FROZEN = 0.7  # the share of a round after which steps stay where they are, on the grid
 WARM = 0.03  # the share of a round in which the learning rate rises
 RATES = {"weights": 1.0, "vectors": 2.0, "steps": 10.0}  # learning rates, over that of weights
+SAVED = 30.0  # seconds between checkpoints
 MEASURED = 8  # batches on which distortion is told
 FLIPPED = 0.7  # agreement of the anchor with itself on mirrored inputs, from which they are trained on as well
 
@@ -56,6 +58,23 @@ class Quantised:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(self.values[name])
+
+
+class Progress(NamedTuple):
+    """Where a round is.
+
+    Attributes:
+        tensors: all that training goes on from.
+        steps: that were done.
+        seconds: that they took.
+    """
+
+    tensors: Mapping[str, Tensor]
+    steps: int
+    seconds: float
+
+
+Save = Callable[[Progress], None]
 
 
 class Called(nn.Module):
@@ -145,7 +164,9 @@ class Training:
             values = {name: tensor.detach().clone() for name, tensor in values.items()}
             return Quantised(values, {**sizes, **self.vectors}, float(bits) / self.count, math.nan)
 
-    def round(self, weight: float, share: float, calm: float, label: str) -> tuple[Quantised, float]:
+    def round(
+        self, weight: float, share: float, calm: float, label: str, saved: Progress | None, save: Save
+    ) -> tuple[Quantised, float]:
         """Train with one lambda.
 
         Args:
@@ -153,27 +174,27 @@ class Training:
             share: of all seconds or steps.
             calm: of all learning rates.
             label: for the progress bar.
+            saved: where a killed command left this round.
+            save: told now and then where it is.
 
         Returns:
             What was reached, and the seconds that it took.
         """
-        options, began = self.options, time.monotonic()
-        groups = {
-            "weights": [self.parameters[name] for name in self.weights],
-            "vectors": [self.parameters[name] for name in self.vectors],
-            "steps": list(self.logs.values()),
-        }
-        optimiser = torch.optim.Adam(
-            [{"params": tensors, "name": name} for name, tensors in groups.items()], betas=(0.9, 0.99)
-        )
+        options, optimiser = self.options, self._optimiser()
+        first, spent = self._resume(optimiser, saved) if saved else (0, 0.0)
+        began = told = time.monotonic()
         limit = max(1, round(options.steps * share)) if options.steps else None
         frozen: dict[str, Tensor] | None = None
         losses: list[float] = []
         with tqdm(total=100, desc=label, unit="%", disable=None, leave=False) as bar:
-            for number, inputs in enumerate(self.batches()):
-                done = number / limit if limit else (time.monotonic() - began) / (options.seconds * share)
+            for number, inputs in enumerate(self.batches(), first):
+                now = time.monotonic()
+                done = number / limit if limit else (spent + now - began) / (options.seconds * share)
                 if done >= 1:
                     break
+                if now - told > SAVED:
+                    told = now
+                    save(Progress(self._state(optimiser), number, spent + now - began))
                 if done >= FROZEN and frozen is None:
                     frozen = self._frozen()
                 for group in optimiser.param_groups:
@@ -181,8 +202,54 @@ class Training:
                 losses.append(self._step(optimiser, inputs, weight, frozen))
                 bar.update(int(100 * done) - bar.n)
         last = losses[-max(1, len(losses) // 10) :]
-        reached = self.snapshot()
-        return Quantised(reached.values, reached.steps, reached.bits, sum(last) / len(last)), time.monotonic() - began
+        loss = sum(last) / len(last) if last else self.distortion()
+        return dataclasses.replace(self.snapshot(), loss=loss), spent + time.monotonic() - began
+
+    def latent(self) -> dict[str, Tensor]:
+        """What is trained, by a name for a checkpoint."""
+        return {
+            **{f"latent.{name}": tensor for name, tensor in self.parameters.items()},
+            **{f"log.{name}": tensor for name, tensor in self.logs.items()},
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what `latent` gave."""
+        self.set_steps(dict.fromkeys(self.weights, 1.0))
+        with torch.no_grad():
+            for name, tensor in self.latent().items():
+                tensor.copy_(tensors[name])
+
+    def _optimiser(self) -> torch.optim.Adam:
+        groups = {
+            "weights": [self.parameters[name] for name in self.weights],
+            "vectors": [self.parameters[name] for name in self.vectors],
+            "steps": list(self.logs.values()),
+        }
+        return torch.optim.Adam(
+            [{"params": tensors, "name": name} for name, tensors in groups.items()], betas=(0.9, 0.99)
+        )
+
+    def _state(self, optimiser: torch.optim.Adam) -> dict[str, Tensor]:
+        """All that training goes on from."""
+        moments = {
+            f"adam.{index}.{name}": value
+            for index, state in optimiser.state_dict()["state"].items()
+            for name, value in state.items()
+        }
+        return {**self.latent(), **moments, "generator": self.generator.get_state()}
+
+    def _resume(self, optimiser: torch.optim.Adam, saved: Progress) -> tuple[int, float]:
+        """Go on from `_state`; the steps and the seconds that were done."""
+        self.restore(saved.tensors)
+        optimiser.param_groups[2]["params"] = list(self.logs.values())
+        found: dict[int, dict[str, Tensor]] = {}
+        for name, value in saved.tensors.items():
+            if name.startswith("adam."):
+                _, index, part = name.split(".", 2)
+                found.setdefault(int(index), {})[part] = value
+        optimiser.load_state_dict({**optimiser.state_dict(), "state": found})
+        self.generator.set_state(saved.tensors["generator"])
+        return saved.steps, saved.seconds
 
     def _step(
         self, optimiser: torch.optim.Optimizer, inputs: Any, weight: float, frozen: Mapping[str, Tensor] | None

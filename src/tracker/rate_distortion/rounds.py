@@ -1,0 +1,190 @@
+"""The rounds of a training, each with its lambda, and how they go on after the command was killed."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from tracker.codecs.base import Context, Judged
+from tracker.errors import TrackerError
+from tracker.frameworks.pytorch import state_tensors
+from tracker.models import weights_digest
+from tracker.rate_distortion.aim import within
+from tracker.rate_distortion.checkpoint import Checkpoint
+from tracker.rate_distortion.start import Start
+from tracker.rate_distortion.training import Progress, Quantised, Save, Training
+
+if TYPE_CHECKING:
+    from tracker.codecs.distill import Distill
+
+log = logging.getLogger(__name__)
+FACTOR = 1.8  # by which lambda changes from round to round, until one is found to be too large
+
+
+@dataclass
+class Round:
+    """One value of lambda, what was trained with it, and what it gave.
+
+    Attributes:
+        weight: lambda over the distortion at the start.
+        result: the network.
+        judged: what the split for decisions says of it.
+        bytes: of its bitstream; None where the target is a drop.
+        seconds: of training.
+    """
+
+    weight: float
+    result: Quantised
+    judged: Judged
+    bytes: int | None
+    seconds: float
+
+    def small_enough(self, context: Context) -> bool:
+        """Whether it is within the target's bytes, if there are such."""
+        return context.target.bytes is None or (self.bytes is not None and self.bytes <= context.target.bytes)
+
+    def good_enough(self, context: Context) -> bool:
+        """Whether it is within the target's drop, if that decides."""
+        return context.target.bytes is not None or within(self.judged, context)
+
+
+class Work:
+    """What a training has done so far, kept in the cache until it is finished.
+
+    Attributes:
+        done: rounds; the first is the network without training.
+        tensors: what is trained, after the last of them.
+        weight: the first lambda.
+        distortion: at the start.
+    """
+
+    def __init__(self, options: Distill, student: nn.Module, context: Context) -> None:
+        """Read what a killed command left of the same work.
+
+        Args:
+            options: of the stage.
+            student: as it comes to it.
+            context: of the run.
+        """
+        own = weights_digest(state_tensors(student))
+        parts = (options.model_dump(), own, context.key(), context.seed, asdict(context.target), context.device)
+        self.checkpoint = Checkpoint("distill", *parts)
+        self.done: list[Round] = []
+        self.tensors: dict[str, Tensor] = {}
+        self.within: dict[str, Any] | None = None
+        saved = self.checkpoint.load()
+        if saved is not None:
+            self.tensors, facts = saved
+            self.weight, self.distortion, self.within = facts["weight"], facts["distortion"], facts["within"]
+            self.done = [self._round(number, given) for number, given in enumerate(facts["rounds"])]
+            log.info("distill goes on from round %d, where it was stopped", len(self.done))
+
+    def begin(self, start: Start, untrained: Round, training: Training) -> None:
+        """The network without training."""
+        self.weight, self.distortion = start.weight, start.distortion
+        self.add(untrained, training)
+
+    def add(self, one: Round, training: Training) -> None:
+        """A finished round."""
+        self.done.append(one)
+        self.within = None
+        self.tensors = {name: tensor.detach().clone() for name, tensor in training.latent().items()}
+        self._save(self.tensors)
+
+    def progress(self, number: int) -> Progress | None:
+        """Where a round was stopped."""
+        if self.within is None or self.within["round"] != number:
+            return None
+        return Progress(self.tensors, self.within["steps"], self.within["seconds"])
+
+    def saver(self, number: int) -> Save:
+        """What a round tells of where it is."""
+
+        def save(progress: Progress) -> None:
+            self.within = {"round": number, "steps": progress.steps, "seconds": progress.seconds}
+            self._save(progress.tensors)
+
+        return save
+
+    def _save(self, tensors: Mapping[str, Tensor]) -> None:
+        results = {
+            f"round.{number}.{name}": tensor
+            for number, one in enumerate(self.done)
+            for name, tensor in one.result.values.items()
+        }
+        rounds = [
+            {
+                "weight": one.weight,
+                "judged": asdict(one.judged),
+                "bytes": one.bytes,
+                "seconds": one.seconds,
+                "steps": dict(one.result.steps),
+                "bits": one.result.bits,
+                "loss": one.result.loss,
+            }
+            for one in self.done
+        ]
+        facts = {"weight": self.weight, "distortion": self.distortion, "within": self.within, "rounds": rounds}
+        self.checkpoint.save({**tensors, **results}, facts)
+
+    def _round(self, number: int, given: Mapping[str, Any]) -> Round:
+        prefix = f"round.{number}."
+        values = {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
+        result = Quantised(values, given["steps"], given["bits"], given["loss"])
+        return Round(given["weight"], result, Judged(**given["judged"]), given["bytes"], given["seconds"])
+
+
+def told(number: int, count: int, one: Round) -> None:
+    """A line of the log about a round."""
+    log.info(
+        "distill %d/%d: lambda %.3g, %.2f bits per weight%s, drop %.4f (likely below %.4f) on the search split",
+        number,
+        count,
+        one.weight,
+        one.result.bits,
+        f", {one.bytes:,} bytes" if one.bytes is not None else "",
+        one.judged.drop,
+        one.judged.bound,
+    )
+
+
+def chosen(rounds: list[Round], context: Context) -> Round:
+    """The smallest that is good enough, or the best that is small enough.
+
+    Raises:
+        TrackerError: none is small enough.
+    """
+    if context.target.bytes is not None:
+        small = [one for one in rounds if one.small_enough(context)]
+        if not small:
+            least = min(one.bytes or 0 for one in rounds)
+            raise TrackerError(
+                f"target.bytes={context.target.bytes} was not reached, the smallest is {least} bytes; raise it, or "
+                "codec.distill.seconds or codec.distill.rate_weight"
+            )
+        return min(small, key=lambda one: one.judged.drop)
+    good = [one for one in rounds if one.good_enough(context)]
+    if good:
+        return min(good, key=lambda one: one.result.bits)
+    log.warning("distill: nothing is transparent on the search split; raise task.tolerance or codec.distill.seconds")
+    return min(rounds, key=lambda one: one.judged.bound)
+
+
+def following(done: list[Round], context: Context) -> float:
+    """The next lambda: between the largest that gave too much and the smallest that gave too little."""
+    by_bytes = context.target.bytes is not None
+
+    def may_rise(one: Round) -> bool:
+        return not one.small_enough(context) if by_bytes else one.good_enough(context)
+
+    good = [one.weight for one in done if may_rise(one)]
+    # Earlier rounds were trained less: what was too much then need not be so now.
+    bad = [one.weight for one in done[-2:] if not may_rise(one)]
+    if good and bad and max(good) < min(bad):
+        return math.sqrt(max(good) * min(bad))
+    return max(good) * FACTOR if may_rise(done[-1]) else done[-1].weight / FACTOR
