@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from typing import Any
 
 
@@ -23,6 +24,7 @@ def compression_runs(experiment: str, count: int, words: list[str], strict: bool
 
     from tracker.tracking.store import tracking_uri
 
+    began = int(1000 * time.time())
     command = [sys.executable, "-m", "tracker", "-m", *words, f"tracking.experiment={experiment}"]
     subprocess.run(command, check=strict, stdout=subprocess.DEVNULL)
     client = MlflowClient(tracking_uri())
@@ -30,7 +32,7 @@ def compression_runs(experiment: str, count: int, words: list[str], strict: bool
     assert found is not None
     return client.search_runs(
         [found.experiment_id],
-        "tags.`tracker.kind` = 'compression' AND attributes.status = 'FINISHED'",
+        f"tags.`tracker.kind` = 'compression' AND attributes.status = 'FINISHED' AND attributes.start_time >= {began}",
         order_by=["attributes.start_time DESC"],
         max_results=count,
     )

@@ -50,7 +50,7 @@ class Append(Transform):
         return Transformed(model, [Edit("mystages", {"extra": self.channels})], mac_ratio=1.5, memory_ratio=1.25,
                            metrics={"append/layers": 1.0}, tables={"layers": rows})
 
-class Round(Transform):
+class Narrow(Transform):
     """Weights as integers of 8 bits with a scale for each output channel."""
     final = True
     def apply(self, model, context):
@@ -76,7 +76,7 @@ def with_stages(ready: Path, here: Here) -> Callable:
     (ready / "mystages.py").write_text(STAGES)
     folder = ready / "mine" / "codec"
     folder.mkdir(parents=True)
-    for name in ("Append", "Round", "Broken"):
+    for name in ("Append", "Narrow", "Broken"):
         text = f"# @package codec.{name.lower()}\n_target_: mystages.{name}\n"
         (folder / f"{name.lower()}.yaml").write_text(text)
     return lambda *words: here("--config-dir", "mine", *words)
@@ -92,14 +92,14 @@ def table(run, name: str) -> list[dict]:
 
 
 def test_a_changed_architecture_is_rebuilt_from_the_manifest(with_stages: Callable, ready: Path) -> None:
-    done = with_stages("+codec=[append,round,nnc]")
+    done = with_stages("+codec=[append,narrow,nnc]")
     assert done.returncode == 0, done.stderr
     (run,) = runs(ready, "compression")
     metrics = run.data.metrics
-    assert run.data.tags["tracker.codec"] == "append>round>nnc"
+    assert run.data.tags["tracker.codec"] == "append>narrow>nnc"
     # The identity changes nothing, and 8 bits nearly nothing: the three figures agree, though measured on three models.
     assert metrics["performance/after_append"] == metrics["performance/anchor"]
-    assert metrics["performance/after_round"] == pytest.approx(metrics["performance/decoded"], abs=0.0051)
+    assert metrics["performance/after_narrow"] == pytest.approx(metrics["performance/decoded"], abs=0.0051)
     assert metrics["performance/simulated"] == metrics["performance/decoded"]
     assert metrics["performance/simulated_drop"] == metrics["performance/drop"]
     assert (metrics["cost/mac_ratio"], metrics["cost/memory_ratio"], metrics["append/layers"]) == (1.5, 1.25, 1.0)
@@ -107,12 +107,12 @@ def test_a_changed_architecture_is_rebuilt_from_the_manifest(with_stages: Callab
     assert metrics["size/after_append_bytes"] == metrics["size/anchor_bytes"] + 4 * 110
     weights = 32 * 9 + 64 * 32 * 9 + 64 * 64 * 9 + 640 + 100
     others = metrics["size/after_append_bytes"] / 4 - weights
-    assert metrics["size/after_round_bytes"] == weights + 4 * (others + 32 + 64 + 64 + 10 + 10)
+    assert metrics["size/after_narrow_bytes"] == weights + 4 * (others + 32 + 64 + 64 + 10 + 10)
     assert metrics["size/after_nnc_bytes"] == metrics["size/bitstream_bytes"]
     rows = table(run, "stages.json")
-    assert [row["stage"] for row in rows] == ["append", "round", "nnc"]
+    assert [row["stage"] for row in rows] == ["append", "narrow", "nnc"]
     assert [row["bytes"] for row in rows] == [
-        metrics[f"size/after_{name}_bytes"] for name in ("append", "round", "nnc")
+        metrics[f"size/after_{name}_bytes"] for name in ("append", "narrow", "nnc")
     ]
     assert table(run, "stages/append/layers.json") == [{"layer": "extra", "rank": 10}]
     assert stored(run, "stages/append/note.txt").read_text() == "made by hand"
@@ -143,8 +143,8 @@ def test_a_stage_that_fails_leaves_nothing_that_looks_finished(with_stages: Call
 
 
 def test_no_transform_may_follow_one_that_makes_integers(with_stages: Callable, ready: Path) -> None:
-    done = with_stages("+codec=[round,append,nnc]")
-    assert done.returncode == 1 and "make round the last transform" in done.stderr
+    done = with_stages("+codec=[narrow,append,nnc]")
+    assert done.returncode == 1 and "make narrow the last transform" in done.stderr
     assert not runs(ready)
 
 

@@ -24,6 +24,7 @@ from tracker.evaluation import cloned, on_device, tensor_bytes
 
 Source = Literal["calibration", "synthetic"]
 SAMPLES, STEPS, RATE = 96, 80, 0.2  # of made inputs: how many, and how they are changed (Adam)
+PRIOR = 0.1  # weight of inputs being standard noise, over that of one BatchNorm
 ELEMENTS = 1 << 20  # of made inputs, about, where they are large
 LEAVES, FINE = 300, 2  # discs in a made picture, and the resolution they are drawn at, over the picture's
 MOST_BYTES = 8 << 20  # of calibration inputs in one batch
@@ -165,7 +166,7 @@ def natural(model: nn.Module, context: Context, noise: Tensor) -> Tensor:
                 group["lr"] = RATE * max(0.5 * (1 + math.cos(math.pi * step / STEPS)), 0.05)
             seen.clear()
             context.predict(model, inputs)
-            loss = sum((_mismatch(norm, given) for norm, given in seen), _mismatch(None, inputs))
+            loss = sum((_mismatch(norm, given) for norm, given in seen), PRIOR * _mismatch(None, inputs))
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

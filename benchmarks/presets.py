@@ -1,0 +1,138 @@
+"""The presets against NNC with one global qp, and against the other ways that a user has.
+
+    python benchmarks/presets.py --data-root FOLDER [--anchor resnet20_cifar10] [--preset nnc_fast] [--seeds 1]
+    python benchmarks/presets.py --data-root FOLDER --others     # and int8, int4, fp16, AdaRound, opt_qp, sparsity
+
+The baseline is a scan of every qp on the search split: the smallest that is transparent there, measured on the report
+split. The presets choose theirs on the search split as well. Must hold, as size over the baseline's: see LIMITS; and
+sizes of several seeds within 5 % of each other. Prints a Markdown table; with --others also a plot for each anchor,
+presets-ANCHOR.png in the current folder: rate against drop. The runs go to the tracking store as usual.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from multirun import compression_runs
+
+LIMITS = {
+    "resnet20_cifar10": {"nnc_fast": 0.85, "nnc_calibrated": 0.50, "nnc_best": 0.40},
+    "resnet56_cifar10": {"nnc_fast": 0.85, "nnc_calibrated": 0.50, "nnc_best": 0.40},
+    "vdsr_set5": {"nnc_fast": 0.90, "nnc_calibrated": 0.70, "nnc_best": 0.55},
+}
+QPS = "range(-38,-14)"
+OTHERS = {
+    "int8": ["+codec=int8"],
+    "int4": ["+codec=int4"],
+    "fp16": ["+codec=fp16"],
+    "AdaRound 8 bits": ["+codec=[quantsim,zstd]", "codec.quantsim.bits=8", "codec.quantsim.rounding=adaround"],
+    "AdaRound 4 bits": ["+codec=[quantsim,zstd]", "codec.quantsim.bits=4", "codec.quantsim.rounding=adaround"],
+    "sparsity 0.5": ["+codec=nnc", "codec.nnc.sparsity=0.5"],
+    "sparsity 0.7": ["+codec=nnc", "codec.nnc.sparsity=0.7"],
+    "opt_qp": ["+codec=nnc", "codec.nnc.opt_qp=true"],
+}
+
+
+def runs(anchor: str, words: list[str], count: int = 1) -> list[Any]:
+    """The runs that a command makes; none where it fails, with its last line as a comment."""
+    own = ["tracking.registered_model=false", "tracking.evaluate_stages=false"]
+    found = compression_runs(f"presets-{anchor}", count, [*words, *own], strict=False)
+    if len(found) < count:
+        print(f"<!-- {len(found)} of {count} runs of {' '.join(words)} -->", flush=True)
+    return found
+
+
+def row(anchor: str, label: str, found: list[Any], baseline: float | None, limit: float | None) -> tuple[str, bool]:
+    """A line of the table, and whether what must hold does."""
+    sizes = [run.data.metrics["size/bitstream_bytes"] for run in found]
+    drops = [run.data.metrics["performance/drop"] for run in found]
+    seconds = [run.data.metrics["time/total_s"] for run in found]
+    transparent = [run.data.tags["tracker.transparent"] == "true" for run in found]
+    size = statistics.median(sizes)
+    spread = (max(sizes) - min(sizes)) / size
+    ratio = size / baseline if baseline else 1.0
+    holds = all(transparent) and (limit is None or ratio <= limit) and spread < 0.05
+    told = f"{ratio:.3f}" + (f" (at most {limit})" if limit else "")
+    marks = f"{sum(transparent)} of {len(transparent)}"
+    rate = statistics.median([run.data.metrics["size/rate_percent"] for run in found])
+    line = (
+        f"| {anchor} | {label} | {size:,.0f} | {rate:.2f} % | {told} | {statistics.median(drops):+.4f} | {marks} | "
+        f"{spread:.1%} | {statistics.median(seconds):.0f} s |"
+    )
+    return line, holds
+
+
+def plotted(anchor: str, points: dict[str, list[Any]]) -> None:
+    """Rate against drop of all ways."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained", dpi=110)
+    axis = figure.subplots()
+    for label, found in points.items():
+        rates = [run.data.metrics["size/rate_percent"] for run in found]
+        drops = [run.data.metrics["performance/drop"] for run in found]
+        preset = label.startswith("nnc_")
+        axis.scatter(rates, drops, marker="*" if preset else "o", s=120 if preset else 30, label=label)
+    axis.set_xscale("log")
+    axis.set_xlabel("rate in percent")
+    axis.set_ylabel("drop on the report split")
+    axis.set_yscale("symlog", linthresh=0.01)
+    axis.set_title(anchor)
+    axis.grid(alpha=0.3, which="both")
+    axis.legend(fontsize=8)
+    figure.savefig(f"presets-{anchor}.png")
+
+
+def measured(anchor: str, chosen: argparse.Namespace) -> bool:
+    """The lines of one anchor; whether all that must hold does."""
+    common = [f"anchor={anchor}", *([f"data.root={chosen.data_root.resolve()}"] if anchor in LIMITS else [])]
+    scan = ["hydra/sweeper=tracker", "hydra/sweeper/sampler=grid", "hydra.sweeper.n_trials=100"]
+    base = runs(anchor, [*common, "+codec=nnc", f"codec.nnc.qp={QPS}", *scan])
+    if not base:
+        return False
+    points = {"global qp": base}
+    line, well = row(anchor, "nnc, every qp", base, None, None)
+    print(line, flush=True)
+    size = base[0].data.metrics["size/bitstream_bytes"]
+    for preset in chosen.preset or ("nnc_fast", "nnc_calibrated", "nnc_best"):
+        seeds = ",".join(map(str, range(chosen.seeds)))
+        found = runs(anchor, [*common, f"+codec={preset}", f"seed={seeds}", *chosen.words], chosen.seeds)
+        if not found:
+            well = False
+            continue
+        line, holds = row(anchor, preset, found, size, LIMITS.get(anchor, {}).get(preset))
+        print(line, flush=True)
+        points[preset] = found
+        well = well and holds
+    for label, words in OTHERS.items() if chosen.others else ():
+        found = runs(anchor, [*common, *words])
+        if found:
+            points[label] = found
+            print(row(anchor, label, found, size, None)[0], flush=True)
+    if chosen.others:
+        plotted(anchor, points)
+    return well
+
+
+def main() -> None:
+    """Measure, and end with status 1 where what must hold does not."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-root", type=Path, required=True)
+    parser.add_argument("--anchor", action="append")
+    parser.add_argument("--preset", action="append")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--others", action="store_true")
+    parser.add_argument("words", nargs="*", help="further words for the presets' command lines")
+    chosen = parser.parse_args()
+    print("| anchor | codec | bytes | rate | of the baseline | drop | transparent | spread | time |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    well = [measured(anchor, chosen) for anchor in chosen.anchor or LIMITS]
+    sys.exit(0 if all(well) else 1)
+
+
+if __name__ == "__main__":
+    main()
