@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
-FIRST = 0.6  # share of the first round in all of the time; the others share the rest
+FIRST = 0.8  # share of the first round in all of the time; the others share the rest
 CALMER = 0.4  # learning rate of later rounds over that of the first: they adjust what it has learned
 
 
@@ -46,7 +46,7 @@ class Distill(Trained):
     )
     seconds: float = Field(default=150.0, gt=0, le=1e6, description="of training, on this machine")
     steps: int | None = Field(default=None, ge=1, description="of training, instead of seconds: the same anywhere")
-    rounds: int = Field(default=3, ge=1, le=20, description="values of lambda that are tried")
+    rounds: int = Field(default=2, ge=1, le=20, description="values of lambda that are tried")
     rate_weight: float | None = Field(
         default=None,
         gt=0,

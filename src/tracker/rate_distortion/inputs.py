@@ -25,7 +25,7 @@ from tracker.evaluation import cloned, on_device, tensor_bytes
 Source = Literal["calibration", "synthetic"]
 SAMPLES, STEPS, RATE = 96, 80, 0.2  # of made inputs: how many, and how they are changed (Adam)
 PRIOR = 0.1  # weight of inputs being standard noise, over that of one BatchNorm
-ELEMENTS = 1 << 20  # of made inputs, about, where they are large
+ELEMENTS = 1 << 18  # of made inputs, about, where they are large
 LEAVES, FINE = 300, 2  # discs in a made picture, and the resolution they are drawn at, over the picture's
 MOST_BYTES = 8 << 20  # of calibration inputs in one batch
 
@@ -74,8 +74,9 @@ def made(context: Context, like: Any) -> Any:
     generator = torch.Generator().manual_seed(context.seed)
     if not isinstance(like, Tensor) or not like.is_floating_point():
         return _mixed(like, generator)
-    shape = (min(SAMPLES, max(8, ELEMENTS // max(like[0].numel(), 1))), *like.shape[1:])
-    if norms_of(context.anchor):
+    norms = norms_of(context.anchor)
+    shape = (min(SAMPLES, max(8 if norms else 2, ELEMENTS // max(like[0].numel(), 1))), *like.shape[1:])
+    if norms:
         model = copy.deepcopy(context.anchor).to(context.device).float().eval()
         return natural(model, context, pink(torch.randn(shape, generator=generator)).to(like.device))
     picture = like.ndim == 4 and min(shape[2:]) >= 8

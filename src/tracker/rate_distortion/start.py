@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tracker.rate_distortion.training import Quantised, Training
 
 COARSER = 6.0  # than the steps that are transparent without training: so many times larger ones are where it begins
-WEIGHT = 24.0  # the first lambda, over the distortion of those
+WEIGHT = 18.0  # the first lambda, over the distortion of those
 BATCHES = 8  # on which sensitivities are measured
 OCTAVES = 12  # the range in which steps are looked for
 
