@@ -287,6 +287,7 @@ def test_allocation_gives_sensitive_tensors_finer_steps_and_counts_norms() -> No
         (("+codec=nnc", "target.bytes=0"), "target.bytes"),
         (("+codec=nnc", "target.drop=-1"), "target.drop"),
         (("+codec=nnc", "target.bytes=700"), "is less than the"),
+        (("+codec=nnc", "codec.nnc.bitdepth=6", "target.drop=0.01"), "has nothing with which a target could be"),
         (("-m", "+codec=nnc", "+sweep=nnc", "target.drop=0.01"), "a sweep looks for the working point itself"),
         (("+codec=[round,int8]",), "round chooses step sizes, which int8 does not take"),
         (("anchor=keras_digits", "+codec=[correct,nnc]", "anchor.epochs=1"), "works on models of pytorch"),

@@ -21,9 +21,10 @@ from tracker.codecs.finetune import Trained, full_precision, repeatable, tensors
 from tracker.errors import TrackerError
 from tracker.rate_distortion.inputs import Source, one_batch, split
 from tracker.rate_distortion.norms import plain_norms
+from tracker.rate_distortion.quantised import Quantised
 from tracker.rate_distortion.rounds import Round, Work, chosen, following, told
 from tracker.rate_distortion.start import start
-from tracker.rate_distortion.training import Quantised, Training
+from tracker.rate_distortion.training import Training
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

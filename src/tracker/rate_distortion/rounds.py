@@ -16,8 +16,9 @@ from tracker.frameworks.pytorch import state_tensors
 from tracker.models import weights_digest
 from tracker.rate_distortion.aim import within
 from tracker.rate_distortion.checkpoint import Checkpoint
+from tracker.rate_distortion.quantised import Quantised
 from tracker.rate_distortion.start import Start
-from tracker.rate_distortion.training import Progress, Quantised, Save, Training
+from tracker.rate_distortion.training import Progress, Save, Training
 
 if TYPE_CHECKING:
     from tracker.codecs.distill import Distill

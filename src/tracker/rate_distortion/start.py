@@ -13,7 +13,8 @@ from tracker.rate_distortion.aim import working_point
 from tracker.rate_distortion.distortion import sensitivities
 
 if TYPE_CHECKING:
-    from tracker.rate_distortion.training import Quantised, Training
+    from tracker.rate_distortion.quantised import Quantised
+    from tracker.rate_distortion.training import Training
 
 COARSER = 6.0  # than the steps that are transparent without training: so many times larger ones are where it begins
 WEIGHT = 18.0  # the first lambda, over the distortion of those

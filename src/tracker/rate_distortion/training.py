@@ -7,7 +7,6 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -18,46 +17,21 @@ from tqdm import tqdm
 from tracker.codecs.base import Context
 from tracker.codecs.finetune_inputs import Inputs, side
 from tracker.codecs.finetune_training import parameters_of
-from tracker.codecs.nnc_steps import nearest_qp, step_size
 from tracker.errors import TrackerError
 from tracker.evaluation import cloned, on_device
 from tracker.rate_distortion.code_length import bits_of, code_lengths, quantised
 from tracker.rate_distortion.distortion import Distortion
+from tracker.rate_distortion.quantised import Quantised, fine_step, on_grid
 
 if TYPE_CHECKING:
     from tracker.codecs.distill import Distill
 
-DENSITY = 2  # of qp: steps end on the grid that every finer density has as well
-FINE = 2.0**-6  # steps of vectors (norms, biases), over their root mean square
 FROZEN = 0.7  # the share of a round after which steps stay where they are, on the grid
 WARM = 0.03  # the share of a round in which the learning rate rises
 RATES = {"weights": 1.0, "vectors": 2.0, "steps": 10.0}  # learning rates, over that of weights
 SAVED = 30.0  # seconds between checkpoints
 MEASURED = 8  # batches on which distortion is told
 FLIPPED = 0.7  # agreement of the anchor with itself on mirrored inputs, from which they are trained on as well
-
-
-@dataclass(frozen=True)
-class Quantised:
-    """A quantised network.
-
-    Attributes:
-        values: of its parameters, by name.
-        steps: the step size of each.
-        bits: per weight, as an adaptive coder of order 0 would take.
-        loss: distortion at the end of training.
-    """
-
-    values: Mapping[str, Tensor]
-    steps: Mapping[str, float]
-    bits: float
-    loss: float
-
-    def fill(self, model: nn.Module) -> None:
-        """Give a model these values."""
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(self.values[name])
 
 
 class Progress(NamedTuple):
@@ -316,17 +290,6 @@ class Training:
 def schedule(done: float) -> float:
     """The learning rate over a round, as a share: up at once, then down as a cosine."""
     return min(1.0, (done + 1e-3) / WARM) * max(0.5 * (1 + math.cos(math.pi * done)), 0.01)
-
-
-def on_grid(size: float) -> float:
-    """The nearest step size that NNC has."""
-    return step_size(nearest_qp(size, DENSITY), DENSITY)
-
-
-def fine_step(vector: Tensor) -> float:
-    """A step size for a norm or a bias."""
-    size = float(vector.detach().square().mean().sqrt()) if vector.numel() else 0.0
-    return on_grid(FINE * size) if size > 0 else 1.0
 
 
 def has_bfloat16(device: str) -> bool:

@@ -82,6 +82,11 @@ def aimed(codec: Codec, where: Pivot, draft: Draft, shop: Workshop, run: Run | M
     stages: dict[str, Stage] = {**codec.transforms, codec.coder_name: codec.coder}
     places = stages[where.stage].places(draft.model, shop.given(codec, draft))
     if not places:
+        if where.stage == codec.coder_name:
+            raise TrackerError(
+                f"codec.{where.stage}, as it is configured, has nothing with which a target could be reached; leave the "
+                "target out"
+            )
         return codec
     seen: dict[int, Found[tuple[Codec, Draft]]] = {}
 
