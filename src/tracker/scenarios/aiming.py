@@ -84,8 +84,8 @@ def aimed(codec: Codec, where: Pivot, draft: Draft, shop: Workshop, run: Run | M
     if not places:
         if where.stage == codec.coder_name:
             raise TrackerError(
-                f"codec.{where.stage}, as it is configured, has nothing with which a target could be reached; leave the "
-                "target out"
+                f"codec.{where.stage}, as it is configured, has nothing with which a target could be reached; leave it "
+                "out"
             )
         return codec
     seen: dict[int, Found[tuple[Codec, Draft]]] = {}
