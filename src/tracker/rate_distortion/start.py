@@ -16,8 +16,12 @@ if TYPE_CHECKING:
     from tracker.rate_distortion.quantised import Quantised
     from tracker.rate_distortion.training import Training
 
-COARSER = 6.0  # than the steps that are transparent without training: so many times larger ones are where it begins
-WEIGHT = 18.0  # the first lambda, over the distortion of those
+# Where training begins: steps so many times larger than those that are transparent without it, and the first lambda
+# over the distortion of these. Classes stay the same under far more divergence, once it is trained to do no harm; a
+# metric such as PSNR takes all of a squared error, and where that falls by 6 dB with each bit, lambda is 2 ln 2 times
+# the distortion that it leads to.
+COARSER = {"kl": 6.0, "mse": 3.0}
+WEIGHT = {"kl": 18.0, "mse": 1.4}
 BATCHES = 8  # on which sensitivities are measured
 OCTAVES = 12  # the range in which steps are looked for
 
@@ -71,9 +75,10 @@ def start(training: Training, context: Context) -> Start:
     found = working_point(4 * OCTAVES, measured, judged, lambda _: 0, plain, ahead=0)
     training.set_steps(sizes(found.place))
     untrained = dataclasses.replace(found.made, loss=training.distortion())
-    training.set_steps({name: COARSER * size for name, size in sizes(found.place).items()})
+    kind = training.distance.kind
+    training.set_steps({name: COARSER[kind] * size for name, size in sizes(found.place).items()})
     assert found.judged is not None
-    return Start(WEIGHT, max(untrained.loss, 1e-12), untrained, found.judged)
+    return Start(WEIGHT[kind], max(untrained.loss, 1e-12), untrained, found.judged)
 
 
 def shares(sensitivity: Mapping[str, float]) -> dict[str, float]:
