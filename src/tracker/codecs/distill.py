@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -24,7 +24,7 @@ from tracker.rate_distortion.norms import plain_norms
 from tracker.rate_distortion.quantised import Quantised
 from tracker.rate_distortion.rounds import Round, Work, chosen, following, told
 from tracker.rate_distortion.start import start
-from tracker.rate_distortion.training import Training
+from tracker.rate_distortion.training import SAMPLES, Training
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,7 +62,9 @@ class Distill(Trained):
         "probabilities; auto: the latter where the outputs are logits of the task",
     )
     temperature: float = Field(default=2.0, gt=0, le=1000, description="of kl's probabilities")
-    batch_size: int = Field(default=48, ge=1)
+    batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        default="auto", description="48, or 4 where squares of images are trained on, each of which has many outputs"
+    )
     crop: Literal["auto"] | int | None = Field(default="auto", description="as for finetune")
     shift: float = Field(default=0.125, ge=0, le=0.5, description="inputs that are images move by up to this share")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
@@ -82,7 +84,7 @@ class Distill(Trained):
         if context.judge is None:
             raise TrackerError("distill needs a data set with a search split, to find how small is still transparent")
         if self.inputs == "synthetic":
-            alone = split(one_batch("synthetic", context), self.batch_size)
+            alone = split(one_batch("synthetic", context), SAMPLES)
             context = dataclasses.replace(context, training=lambda: alone, calibration=lambda: alone)
         with repeatable(context.seed):
             teacher = full_precision(context.anchor, context.device, copied=True)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tracker.codecs.distill import Distill
 
 FROZEN = 0.7  # the share of a round after which steps stay where they are, on the grid
+SAMPLES, SQUARES = 48, 4  # in a batch
 WARM = 0.03  # the share of a round in which the learning rate rises
 RATES = {"weights": 1.0, "vectors": 2.0, "steps": 10.0}  # learning rates, over that of weights
 SAVED = 30.0  # seconds between checkpoints
@@ -82,7 +83,8 @@ class Training:
         self.generator = torch.Generator().manual_seed(context.seed)
         first = on_device(next(iter(context.training())), context.device, torch.float32)
         crop = side(context.predict, teacher, first) if options.crop == "auto" else options.crop
-        self.inputs = Inputs(context, options.batch_size, crop, self.generator)
+        size = options.batch_size if options.batch_size != "auto" else SQUARES if crop else SAMPLES
+        self.inputs = Inputs(context, size, crop, self.generator)
         output = self.taught(first)
         self.distance = Distortion.fitting(context, output, options.loss, options.temperature)
         self.shifted = isinstance(first, Tensor) and first.ndim == 4 and not crop and self.distance.kind == "kl"
