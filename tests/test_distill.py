@@ -34,7 +34,12 @@ from tracker.rate_distortion.start import shares
 from tracker.rate_distortion.training import Training
 
 DISTILL = {"_target_": "tracker.codecs.distill.Distill"}
-WORDS = ("codec.distill.steps=300", "codec.distill.rounds=2", "codec.distill.precision=float32")
+WORDS = (
+    "codec.distill.steps=300",
+    "codec.distill.rounds=2",
+    "codec.distill.precision=float32",
+    "target.confidence=null",
+)
 
 
 def test_the_rate_is_the_entropy_of_the_integers() -> None:
@@ -236,7 +241,7 @@ def test_a_run_is_small_transparent_and_the_same_again(here: Here, ready: Path) 
     plain, first, second = runs(ready, "compression")
     assert first.data.tags["tracker.codec"] == "distill>nnc"
     assert first.data.metrics["size/bitstream_bytes"] < 0.8 * plain.data.metrics["size/bitstream_bytes"]
-    assert first.data.metrics["distill/search_drop"] <= 0.005
+    assert first.data.metrics["distill/search_drop"] <= 0.005 + 1e-9
     assert first.data.tags["tracker.bitstream.sha256"] == second.data.tags["tracker.bitstream.sha256"]
     artifacts = ready / "mlruns" / "artifacts" / first.info.run_id / "artifacts"
     rounds = json.loads((artifacts / "stages" / "distill" / "rounds.json").read_text())
