@@ -42,6 +42,11 @@ class Aim(Section):
         "the drop on these decides",
     )
 
+    @property
+    def key(self) -> str:
+        """Which of the two is asked for."""
+        return f"target.{'drop' if self.drop is not None else 'bytes'}"
+
     @model_validator(mode="after")
     def _one(self) -> Aim:
         if self.drop is not None and self.bytes is not None:

@@ -32,6 +32,11 @@ class Codec:
         return [*self.transforms, self.coder_name]
 
     @property
+    def by_name(self) -> dict[str, Stage]:
+        """All stages, in order."""
+        return {**self.transforms, self.coder_name: self.coder}
+
+    @property
     def packages(self) -> set[str]:
         """The top-level packages that the stages' classes come from: the sender trusts its own configuration."""
         return {type(stage).__module__.split(".")[0] for stage in (*self.transforms.values(), self.coder)}

@@ -69,7 +69,7 @@ class Nnc(NncOptions):
         if self.bitdepth is not None:
             return []
         limit = 2 ** (5 + self.qp_density)
-        lowest = -limit + (2**self.qp_density if self.approx_method == "codebook" and self.use_dq else 0)
+        lowest = self.lowest
         if self.nonweight_qp is None:
             lowest += 2 ** (self.qp_density + 1)
         qps = range(max(lowest, lowest - int(min(self.qp_early, self.qp_late, 0))), limit // 2)

@@ -78,8 +78,7 @@ class NncOptions(Coder):
         named = {"qp": self.qp, "nonweight_qp": self.nonweight} | {
             f"qp_per_tensor.{name}": qp for name, qp in self.qp_per_tensor.items()
         }
-        # In codebook mode nncodec makes up for the lack of dependent quantisation by a step half as large.
-        lowest = -limit + (2**self.qp_density if self.approx_method == "codebook" and self.use_dq else 0)
+        lowest = self.lowest
         for name, qp in named.items():
             if not lowest <= qp < limit:
                 implied = " (null: qp - 2^(d+1))" if name == "nonweight_qp" and self.nonweight_qp is None else ""
@@ -103,6 +102,14 @@ class NncOptions(Coder):
         if self.bnf is True and (self.bitdepth is not None or self.approx_method == "codebook"):
             raise ValueError("bnf does not work with bitdepth or a codebook: nncodec has no step size for the scales")
         return self
+
+    @property
+    def lowest(self) -> int:
+        """The smallest qp that NNCodec takes."""
+        # In codebook mode nncodec makes up for the lack of dependent quantisation by a step half as large.
+        return -(2 ** (5 + self.qp_density)) + (
+            2**self.qp_density if self.approx_method == "codebook" and self.use_dq else 0
+        )
 
     @property
     def nonweight(self) -> float:

@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 
 from tracker.codecs.base import Context, Judged
 from tracker.errors import TrackerError
+from tracker.tasks.base import ROUNDING
 
 T = TypeVar("T")
 AHEAD = 4  # places beyond the last one within a drop that are looked at: what is measured goes up and down along them
@@ -39,7 +40,7 @@ class Found(Generic[T]):
 
 def within(judged: Judged, context: Context) -> bool:
     """Whether the drop is within the target's; NaN is not."""
-    return judged.bound <= context.target.drop + 1e-12
+    return judged.bound <= context.target.drop + ROUNDING
 
 
 def working_point(

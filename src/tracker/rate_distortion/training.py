@@ -156,6 +156,8 @@ class Training:
         Returns:
             What was reached, and the seconds that it took.
         """
+        if saved:
+            self.restore(saved.tensors)
         options, optimiser = self.options, self._optimiser()
         first, spent = self._resume(optimiser, saved) if saved else (0, 0.0)
         began = told = time.monotonic()
@@ -215,9 +217,7 @@ class Training:
         return {**self.latent(), **moments, "generator": self.generator.get_state()}
 
     def _resume(self, optimiser: torch.optim.Adam, saved: Progress) -> tuple[int, float]:
-        """Go on from `_state`; the steps and the seconds that were done."""
-        self.restore(saved.tensors)
-        optimiser.param_groups[2]["params"] = list(self.logs.values())
+        """Take up the optimiser's and the generator's part of `_state`; the steps and the seconds that were done."""
         found: dict[int, dict[str, Tensor]] = {}
         for name, value in saved.tensors.items():
             if name.startswith("adam."):

@@ -50,8 +50,9 @@ def check_target(codec: Codec | None, aim: Aim) -> None:
     found = pivot(codec, aim) if codec is not None else None
     if codec is None or found is None or found.stage != codec.coder_name or codec.coder.rate_falls_with:
         return
-    key = f"target.{'drop' if aim.drop is not None else 'bytes'}"
-    raise TrackerError(f"{codec.coder_name} has no option with which {key} could be reached; take nnc, or leave it out")
+    raise TrackerError(
+        f"{codec.coder_name} has no option with which {aim.key} could be reached; take nnc, or leave it out"
+    )
 
 
 def refuse_target(codec: Codec | None, aim: Aim) -> None:
@@ -62,8 +63,7 @@ def refuse_target(codec: Codec | None, aim: Aim) -> None:
     """
     found = pivot(codec, aim) if codec is not None else None
     if codec is not None and found is not None and found.stage == codec.coder_name:
-        key = f"target.{'drop' if aim.drop is not None else 'bytes'}"
-        raise TrackerError(f"a sweep looks for the working point itself: leave {key} out, or change task.tolerance")
+        raise TrackerError(f"a sweep looks for the working point itself: leave {aim.key} out, or change task.tolerance")
 
 
 def aimed(codec: Codec, where: Pivot, draft: Draft, shop: Workshop, run: Run | MetricsOnly) -> Codec:
@@ -79,8 +79,7 @@ def aimed(codec: Codec, where: Pivot, draft: Draft, shop: Workshop, run: Run | M
     Raises:
         TrackerError: no place meets a target of bytes, or there is no data to measure a drop on.
     """
-    stages: dict[str, Stage] = {**codec.transforms, codec.coder_name: codec.coder}
-    places = stages[where.stage].places(draft.model, shop.given(codec, draft))
+    places = codec.by_name[where.stage].places(draft.model, shop.given(codec, draft))
     if not places:
         if where.stage == codec.coder_name:
             raise TrackerError(

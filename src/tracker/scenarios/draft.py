@@ -112,7 +112,7 @@ class Workshop:
             draft: as it comes to that stage.
         """
         draft = self.begin(draft)
-        names = list(codec.stages)
+        names = codec.stages
         with tempfile.TemporaryDirectory(prefix="through-", dir=self.scratch) as folder:
             for name in names[names.index(first) : -1]:
                 self.apply(codec, codec.transforms[name], draft, Path(folder) / name)

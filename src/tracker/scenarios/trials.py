@@ -16,7 +16,7 @@ import numpy as np
 
 from tracker.bitstream import bitstream_bytes, decode_bitstream, read_manifest
 from tracker.bitstream.state import coded_part
-from tracker.codecs.base import Entry, Stage
+from tracker.codecs.base import Entry
 from tracker.codecs.chain import Codec, build_codec
 from tracker.data.base import Decoded
 from tracker.errors import TrackerError
@@ -100,14 +100,14 @@ class CompressionTrials(Trials):
         reason = f"{makes} makes integers of the weights, which are coded as they are"
         return {f"codec.{codec.coder_name}.{option}": reason for option in own} | {
             f"codec.{name}.{option}": reason
-            for name, stage in stages_of(codec).items()
+            for name, stage in codec.by_name.items()
             for option, reason in stage.idle(bench.model, bench.tensors, self.job.anchor.framework).items()
         }
 
     def entries(self, config: Mapping[str, Any], key: str) -> Mapping[str, Entry]:
         """See `Trials.entries`."""
         _, name, option = (*key.split("."), "", "")[:3]
-        stage = stages_of(self._codec(config)).get(name)
+        stage = self._codec(config).by_name.get(name)
         return {} if stage is None else stage.entries(option, self.bench.model, self.bench.tensors)
 
     def rate_falls_with(self, config: Mapping[str, Any]) -> str | None:
@@ -303,11 +303,6 @@ class _Measurement:
         scores = np.empty_like(evaluation.scores)
         scores[trials.order] = evaluation.scores  # in the data set's order again, as the anchor's are
         return dataclasses.replace(evaluation, scores=scores, extras={})
-
-
-def stages_of(codec: Codec) -> dict[str, Stage]:
-    """A codec's stages by name."""
-    return {**codec.transforms, codec.coder_name: codec.coder}
 
 
 def searching(job: Job) -> Job:
