@@ -21,6 +21,7 @@ from tracker.bitstream.state import coded_part
 from tracker.codecs.base import Context, Transformed
 from tracker.codecs.finetune import Trained, full_precision
 from tracker.frameworks.pytorch import state_tensors
+from tracker.rate_distortion.hooks import hooked
 from tracker.rate_distortion.inputs import Source, norms_of, one_batch
 
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
@@ -137,8 +138,5 @@ def watched(model: nn.Module, told: Callable[[str, nn.Module, Tensor], Tensor | 
         for name, module in model.named_modules()
         if isinstance(module, LAYERS) and isinstance(module.bias, Tensor)
     ]
-    try:
+    with hooked(hooks):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()

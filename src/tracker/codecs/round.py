@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from tracker.codecs.base import Context, Transformed
 from tracker.codecs.finetune import Trained, full_precision
 from tracker.errors import TrackerError
+from tracker.rate_distortion.hooks import hooked
 from tracker.rate_distortion.inputs import Source, norms_of, one_batch
 from tracker.rate_distortion.rounding import following, rounded
 
@@ -141,8 +142,5 @@ def entering(model: nn.Module, told: Any) -> Iterator[None]:
         for name, module in model.named_modules()
         if isinstance(module, kinds)
     ]
-    try:
+    with hooked(hooks):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()

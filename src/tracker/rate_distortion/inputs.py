@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from tracker.codecs.base import Context
 from tracker.evaluation import cloned, on_device, tensor_bytes
+from tracker.rate_distortion.hooks import hooked
 
 Source = Literal["calibration", "synthetic"]
 SAMPLES, STEPS, RATE = 96, 80, 0.2  # of made inputs: how many, and how they are changed (Adam)
@@ -189,8 +190,5 @@ def entering(modules: list[Any]) -> Iterator[list[tuple[Any, Tensor]]]:
     """What enters modules, in the order in which they are called."""
     seen: list[tuple[Any, Tensor]] = []
     hooks = [m.register_forward_pre_hook(lambda module, given: seen.append((module, given[0]))) for m in modules]
-    try:
+    with hooked(hooks):
         yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
