@@ -17,6 +17,7 @@ import optuna
 import pytest
 from conftest import runs
 
+from tracker.signals import Terminated
 from tracker.sweep import alive
 from tracker.sweep.storage import Storage
 from tracker.sweep.study import ERROR, INTERRUPTED, MOST_RETRIES, SharedStudy
@@ -143,6 +144,23 @@ def test_a_trial_that_kills_its_worker_fails_in_the_end(slow: list[str], ready: 
     assert [trial.params["scenario.a"] for trial in failed] == [2]
     assert "killed" in failed[0].user_attrs[ERROR]
     assert sum(trial.state.name == "COMPLETE" for trial in trials) == 2
+
+
+def test_a_trial_taken_as_the_signal_came_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between Optuna's making it and anybody's signing it; a trial of another process is left alone."""
+    shared = SharedStudy(Storage(f"sqlite:///{tmp_path}/study.db"), "s", ["minimize"], {})
+    elsewhere = shared.study.ask()
+    shared.study._storage.set_trial_system_attr(elsewhere._trial_id, alive.OWNER, {**alive.this_process(), "machine": "another"})
+
+    def interrupted() -> dict[str, object]:
+        raise Terminated
+
+    with monkeypatch.context() as patched, pytest.raises(Terminated):
+        patched.setattr("tracker.sweep.study.this_process", interrupted)
+        shared.claim(9, lambda trials: None, lambda place: optuna.samplers.RandomSampler(seed=place))
+    shared.give_back("interrupted: Terminated")
+    found = [(trial.state.name, INTERRUPTED in trial.system_attrs) for trial in shared.study.trials]
+    assert found == [("RUNNING", False), ("FAIL", True), ("WAITING", False)]
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "journal"])

@@ -9,6 +9,7 @@ begun that would have to be ended properly, the process is therefore ended at on
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -74,6 +75,8 @@ def _raiser(kind: type[BaseException]) -> Any:
             return  # for the next `check`; a second Ctrl-C does not wait
         if not begun and _importing(frame):
             _end(kind)
+        # SQLAlchemy would report the exception, with a traceback, where it interrupts the closing of a connection.
+        logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
         raise kind
 
     return handle

@@ -118,11 +118,16 @@ class SharedStudy:
         """Wait a moment for the other processes."""
         time.sleep(SECONDS_BETWEEN_LOOKS)
 
-    def interrupt(self, number: int, reason: str) -> None:
-        """A running trial ends as failed, and another takes its place with the same values."""
+    def give_back(self, reason: str) -> None:
+        """What this process was running ends as failed, and another takes its place with the same values.
+
+        Also a trial that was made and not yet signed: whoever takes one signs it before giving the lock back.
+        """
+        from optuna.trial import TrialState
+
         with self.storage.locked(self.name):
             for trial in self.study.get_trials(deepcopy=False):
-                if trial.number == number and not trial.state.is_finished():
+                if trial.state == TrialState.RUNNING and trial.system_attrs.get(OWNER) in (None, this_process()):
                     self._replace(trial, reason)
 
     def _retried(self, everything: list[FrozenTrial]) -> list[FrozenTrial]:

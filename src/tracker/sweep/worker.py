@@ -66,7 +66,9 @@ class Worker:
             reason = self._work()
         except ServerLost:  # there is nobody to tell
             raise
-        except BaseException:
+        except BaseException as error:
+            if not isinstance(error, Exception):  # it may come between taking a trial and running it
+                self.shared.give_back(f"interrupted: {type(error).__name__}")
             self.best.flush()
             raise
         self.best.flush()
@@ -119,20 +121,16 @@ class Worker:
 
     def _run(self, trial: Trial) -> None:
         """One trial, whatever becomes of it."""
-        number = trial.number
         try:
             with Heart(self.shared.study._storage, trial._trial_id):
                 values = suggest(trial, self.sweep.space)
                 outcome = self._logged(trial, values)
         except ServerLost as error:  # which is not the trial's fault: another takes its place
-            self.shared.interrupt(number, str(error))
+            self.shared.give_back(str(error))
             raise
         except Exception as error:
             signals.check()
             self._failed(trial, error)
-        except BaseException as error:
-            self.shared.interrupt(number, f"interrupted: {type(error).__name__}")
-            raise
         else:
             self._show(trial, values, outcome)
 
