@@ -150,7 +150,9 @@ def test_a_trial_taken_as_the_signal_came_is_given_back(tmp_path: Path, monkeypa
     """Between Optuna's making it and anybody's signing it; a trial of another process is left alone."""
     shared = SharedStudy(Storage(f"sqlite:///{tmp_path}/study.db"), "s", ["minimize"], {})
     elsewhere = shared.study.ask()
-    shared.study._storage.set_trial_system_attr(elsewhere._trial_id, alive.OWNER, {**alive.this_process(), "machine": "another"})
+    shared.study._storage.set_trial_system_attr(
+        elsewhere._trial_id, alive.OWNER, {**alive.this_process(), "machine": "another"}
+    )
 
     def interrupted() -> dict[str, object]:
         raise Terminated
