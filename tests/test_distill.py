@@ -30,8 +30,10 @@ from tracker.rate_distortion.distortion import sensitivities
 from tracker.rate_distortion.norms import plain_norms
 from tracker.rate_distortion.quantised import Quantised
 from tracker.rate_distortion.rounds import Round, following
-from tracker.rate_distortion.start import shares
+from tracker.rate_distortion.start import start
 from tracker.rate_distortion.training import Training
+from tracker.scenarios.aiming import pivot
+from tracker.settings import Aim
 
 DISTILL = {"_target_": "tracker.codecs.distill.Distill"}
 WORDS = (
@@ -136,10 +138,33 @@ def test_sensitivities_are_the_diagonal_of_the_gauss_newton_matrix() -> None:
         assert np.mean([one[name] for one in found]) == pytest.approx(wanted, rel=0.15), name
 
 
-def test_steps_are_finer_where_it_matters_more() -> None:
-    found = shares({"a": 1.0, "b": 4.0, "c": 0.0})
-    assert found["a"] / found["b"] == pytest.approx(2.0) and found["c"] == 8.0
-    assert shares({"a": 1e-9, "b": 1e9}) == {"a": 8.0, "b": 0.125}
+def test_training_begins_with_the_steps_of_the_stage_before_or_of_the_coder() -> None:
+    model, context = linear()
+    given = {"0.weight": step_size(-9, 2)}
+    context = dataclasses.replace(context, coder=Nnc(qp=-14), steps=given, state=lambda model: model.state_dict())
+    stage = Distill(loss="mse", batch_size=16, steps=1, rounds=1)
+    training = Training(stage, copy.deepcopy(model), model, context)
+    assert training.sizes == {**given, "1.weight": step_size(-14, 2)}
+    # What nothing is trained of is what was given, on those steps.
+    found = start(training, context)
+    assert found.given.steps == training.sizes
+    for name, weight in model.named_parameters():
+        nearest = (weight / training.sizes[name]).round() * training.sizes[name]
+        assert torch.allclose(found.given.values[name], nearest.detach())
+
+
+def test_a_stage_that_begins_from_what_another_finds_ends_that_ones_search() -> None:
+    """`allocate` is judged after `round`, before `distill` trains; a plain `nnc` after all."""
+    target = {"_target_": "tracker.codecs.nnc.Nnc"}
+    chain = {name: {"_target_": f"tracker.codecs.{name}.{name.capitalize()}"} for name in ("allocate", "round")}
+    assert pivot(build_codec({**chain, "distill": DISTILL, "nnc": target}), Aim()) == (
+        "allocate",
+        "allocate",
+        "distill",
+    )
+    assert pivot(build_codec({**chain, "nnc": target}), Aim()) == ("allocate", "allocate", "nnc")
+    assert pivot(build_codec({"round": chain["round"], "nnc": target}), Aim(drop=0.1)) == ("nnc", "round", "nnc")
+    assert pivot(build_codec({"round": chain["round"], "nnc": target}), Aim()) is None
 
 
 def test_the_next_lambda_lies_between_what_was_transparent_and_what_was_not() -> None:
@@ -239,7 +264,7 @@ def test_a_run_is_small_transparent_and_the_same_again(here: Here, ready: Path) 
         done = here(*words)
         assert done.returncode == 0, done.stderr
     plain, first, second = runs(ready, "compression")
-    assert first.data.tags["tracker.codec"] == "distill>nnc"
+    assert first.data.tags["tracker.codec"] == "allocate>round>correct>distill>nnc"
     assert first.data.metrics["size/bitstream_bytes"] < 0.7 * plain.data.metrics["size/bitstream_bytes"]
     assert first.data.metrics["distill/search_drop"] <= 0.005 + 1e-9
     assert first.data.tags["tracker.bitstream.sha256"] == second.data.tags["tracker.bitstream.sha256"]

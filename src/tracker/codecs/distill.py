@@ -39,6 +39,7 @@ class Distill(Trained):
 
     final: ClassVar[bool] = True
     aims: ClassVar[bool] = True
+    takes_steps: ClassVar[bool] = True
     makes_steps: ClassVar[bool] = True
 
     inputs: Source = Field(
@@ -52,8 +53,8 @@ class Distill(Trained):
         default=None,
         gt=0,
         allow_inf_nan=False,
-        description="lambda, over the distortion that is transparent without "
-        "training; null: the largest that stays transparent on the search split",
+        description="lambda, over the distortion of what training is given; null: the largest that stays transparent "
+        "on the search split",
     )
     learning_rate: float = Field(default=1e-3, gt=0, le=1, description="of weights; of others twice as much")
     loss: Literal["auto", "mse", "kl"] = Field(
@@ -118,8 +119,9 @@ class Distill(Trained):
         training = Training(self, student, teacher, context)
         if not work.done:
             begun = start(training, context)
-            size = self._bytes(begun.untrained, student, context)
-            work.begin(begun, Round(0.0, begun.untrained, begun.judged, size, 0.0), training)
+            size = self._bytes(begun.given, student, context)
+            work.begin(begun, Round(0.0, begun.given, begun.judged, size, 0.0), training)
+            told(0, self.rounds, work.done[0])
         else:
             training.restore(work.tensors)
         while len(work.done) <= self.rounds:

@@ -23,7 +23,7 @@ from tracker.rate_distortion.inputs import Source, norms_of, one_batch
 from tracker.rate_distortion.rounding import following, rounded
 
 LARGEST = 6144  # inputs of an output, beyond which a layer's covariance is too large, and it is rounded to nearest
-VECTORS = 1 << 16  # input vectors of which a covariance is measured
+VECTORS = 1 << 14  # input vectors of which a covariance is measured
 
 
 class Round(Trained):

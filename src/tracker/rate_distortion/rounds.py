@@ -74,6 +74,7 @@ class Work:
         """
         own = weights_digest(state_tensors(student))
         parts = (options.model_dump(), own, context.key(), context.seed, asdict(context.target), context.device)
+        parts += (dict(context.steps),)
         self.checkpoint = Checkpoint("distill", *parts)
         self.done: list[Round] = []
         self.tensors: dict[str, Tensor] = {}
@@ -86,7 +87,7 @@ class Work:
             log.info("distill goes on from round %d, where it was stopped", len(self.done))
 
     def begin(self, start: Start, untrained: Round, training: Training) -> None:
-        """The network without training."""
+        """The network as it comes to training."""
         self.weight, self.distortion = start.weight, start.distortion
         self.add(untrained, training)
 

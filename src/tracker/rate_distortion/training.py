@@ -77,7 +77,13 @@ class Training:
         }
         floats = {name: tensor for name, tensor in self.parameters.items() if tensor.is_floating_point()}
         self.weights = [name for name, tensor in floats.items() if tensor.ndim > 1 and tensor.numel()]
-        self.vectors = {name: fine_step(tensor) for name, tensor in floats.items() if name not in self.weights}
+        steps = {**(context.coder.step_sizes(context.state(student)) if context.coder else {}), **context.steps}
+        self.sizes = {name: steps.get(name) or fine_step(floats[name]) for name in self.weights}
+        self.vectors = {
+            name: context.steps.get(name) or fine_step(tensor)
+            for name, tensor in floats.items()
+            if name not in self.weights
+        }
         self.logs: dict[str, Tensor] = {}
         self.count = max(sum(self.parameters[name].numel() for name in self.weights), 1)
         self.generator = torch.Generator().manual_seed(context.seed)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tracker.codecs.base import Coder, Stage, Transform
+from tracker.codecs.base import Coder, Stage, Target, Transform
 from tracker.codecs.chain import Codec
 from tracker.errors import TrackerError
-from tracker.rate_distortion.aim import Found, working_point
+from tracker.rate_distortion.aim import AHEAD, Found, working_point
 from tracker.scenarios.draft import Draft, Workshop
 
 if TYPE_CHECKING:
@@ -16,29 +16,30 @@ if TYPE_CHECKING:
     from tracker.tracking.run import MetricsOnly, Run
 
 
-@dataclass(frozen=True)
-class Pivot:
+class Pivot(NamedTuple):
     """Where a chain is changed to reach a target.
 
     Attributes:
         stage: whose places are searched.
         first: the first stage whose work depends on them.
+        last: the stage before which they are judged: one that goes on from what is found, or the coder.
     """
 
     stage: str
     first: str
+    last: str
 
 
 def pivot(codec: Codec, aim: Aim) -> Pivot | None:
     """The stage that always looks for a target; else the coder, where there is a target."""
-    for name, stage in codec.transforms.items():
-        if stage.aims:
-            return Pivot(name, name)
+    aiming = [name for name, stage in codec.transforms.items() if stage.aims]
+    if aiming:
+        return Pivot(aiming[0], aiming[0], [*aiming, codec.coder_name][1])
     if aim.drop is None and aim.bytes is None:
         return None
     # Transforms that take step sizes ask the coder for them where no stage before has given any.
     first = next((name for name, stage in codec.transforms.items() if stage.takes_steps), codec.coder_name)
-    return Pivot(codec.coder_name, first)
+    return Pivot(codec.coder_name, first, codec.coder_name)
 
 
 def check_target(codec: Codec | None, aim: Aim) -> None:
@@ -91,10 +92,19 @@ def aimed(codec: Codec, where: Pivot, draft: Draft, shop: Workshop, run: Run | M
 
     def make(place: int) -> tuple[Codec, Draft]:
         changed = with_stage(codec, where.stage, places[place])
-        return changed, shop.through(changed, where.first, draft)
+        return changed, shop.through(changed, where.first, where.last, draft)
 
+    # What only begins there needs a drop to begin with, whatever its target, and no luck.
+    begins = where.last != codec.coder_name
+    context = replace(shop.context, target=Target(shop.context.target.drop)) if begins else shop.context
     found = working_point(
-        len(places), make, lambda made: shop.judge(*made), lambda made: shop.size(*made), shop.context, seen
+        len(places),
+        make,
+        lambda made: shop.judge(*made),
+        lambda made: shop.size(*made),
+        context,
+        seen,
+        0 if begins else AHEAD,
     )
     run.log_table([_row(one) for one in seen.values()], "target.json")
     run.log_metrics(places[found.place].found())

@@ -103,18 +103,19 @@ class Workshop:
         draft.tensors = self.context.state(draft.model)
         return given
 
-    def through(self, codec: Codec, first: str, draft: Draft) -> Draft:
-        """A draft after all transforms from one on; the given one stays as it is.
+    def through(self, codec: Codec, first: str, last: str, draft: Draft) -> Draft:
+        """A draft after some transforms; the given one stays as it is.
 
         Args:
             codec: the chain.
-            first: name of the stage; the coder's for none.
-            draft: as it comes to that stage.
+            first: name of the stage that is the first of them.
+            last: name of the stage before which they end, a transform or the coder.
+            draft: as it comes to the first.
         """
         draft = self.begin(draft)
         names = codec.stages
         with tempfile.TemporaryDirectory(prefix="through-", dir=self.scratch) as folder:
-            for name in names[names.index(first) : -1]:
+            for name in names[names.index(first) : names.index(last)]:
                 self.apply(codec, codec.transforms[name], draft, Path(folder) / name)
         return draft
 
