@@ -73,8 +73,8 @@ class Work:
             context: of the run.
         """
         own = weights_digest(state_tensors(student))
-        parts = (options.model_dump(), own, context.key(), context.seed, asdict(context.target), context.device)
-        parts += (dict(context.steps),)
+        given = (dict(context.steps), asdict(context.target))
+        parts = (options.model_dump(), own, context.key(), context.seed, *given, context.device)
         self.checkpoint = Checkpoint("distill", *parts)
         self.done: list[Round] = []
         self.tensors: dict[str, Tensor] = {}

@@ -163,6 +163,7 @@ class Bench:
             task = anchors.task_digest(unsplit, architecture, calibration, self.device)
             return hashlib.sha256(f"{self.sha256}{task}".encode()).hexdigest()
 
+        target = Target(job.task.tolerance if aim.drop is None else aim.drop, aim.bytes)
         return Context(
             job.anchor.predict,
             lambda: (inputs for inputs, _ in batches("calibration")),
@@ -175,8 +176,8 @@ class Bench:
             framework=job.anchor.framework,
             classes=job.task.classes,
             state=self.state,
-            judge=Judge(job, self.model, self.device),
-            target=Target(job.task.tolerance if aim.drop is None else aim.drop, aim.bytes),
+            judge=Judge(job, self.model, self.device, target),
+            target=target,
         )
 
     def state(self, model: Any) -> dict[str, Tensor]:

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from tracker.codecs.base import Judged
+from tracker.codecs.base import Judged, Target
 from tracker.errors import TrackerError
-from tracker.evaluation import Batches, evaluate
 from tracker.scenarios.job import Job
-from tracker.tasks.base import Evaluation
+from tracker.scenarios.mixed import Mixed
+from tracker.tasks.base import ROUNDING, Evaluation
 from tracker.tasks.bootstrap import drop_interval
+from tracker.tasks.rejection import Rejection
 
+CERTAIN = 0.95  # that a model is not given up early whose drop on the whole split is within the target
 SHOWN_CONFIDENCE = 0.95  # of the interval that is logged where the configuration does not ask for one
 
 
@@ -82,44 +84,48 @@ def decide(job: Job, anchor: Evaluation, decoded: Evaluation, shown: bool = True
 class Judge:
     """What the search split says of models, for stages that find the working point themselves."""
 
-    def __init__(self, job: Job, anchor: Any, device: str) -> None:
+    def __init__(self, job: Job, anchor: Any, device: str, target: Target) -> None:
         """Nothing is evaluated yet.
 
         Args:
             job: its task and what it asks for.
             anchor: the anchor's model.
             device: to compute on.
+            target: that decisions are about.
         """
-        self.job, self.model, self.device = job, anchor, device
+        self.job, self.model, self.device, self.target = job, anchor, device, target
 
     @cached_property
-    def batches(self) -> Batches:
+    def mixed(self) -> Mixed:
         """The search split, decoded once."""
-        return Batches(self.job.data.samples("search"), self.job.anchor, self.job.task)
+        return Mixed(self.job, self.job.data.samples("search"), self.device)
 
     @cached_property
     def anchor(self) -> Evaluation:
         """The anchor's performance on it."""
-        label = "anchor on the search split"
-        return evaluate(self.job.anchor, self.model, self.job.task, self.batches, self.device, label)
+        found = self.mixed.evaluate(self.model, None, 0.0, None, "anchor on the search split")
+        assert isinstance(found, Evaluation)
+        return found
 
     def __call__(self, model: Any) -> Judged:
-        """Evaluate a model.
+        """Evaluate a model; only a part, where it is clear from that that its drop is beyond the target.
 
         Raises:
             TrackerError: it cannot take the inputs, or its outputs cannot be scored.
         """
-        job, task = self.job, self.job.task
-        before = self.anchor
-        after = evaluate(job.anchor, model, task, self.batches, self.device, "search split")
+        job, task, wanted = self.job, self.job.task, self.job.settings.target
+        before, certain = self.anchor, CERTAIN if self.target.bytes is None else None
+        after = self.mixed.evaluate(model, before, self.target.drop, certain, "search split")
+        if isinstance(after, Rejection):
+            return Judged(after.drop, max(after.drop, self.target.drop + 2 * ROUNDING))
         drop = task.drop(before.metrics[task.primary], after.metrics[task.primary])
-        wanted, given, found = job.settings.target.confidence, before.scores, after.scores
-        if wanted is None or given is None or found is None or not len(given) == len(found) > 1:
+        given, found = before.scores, after.scores
+        if wanted.confidence is None or given is None or found is None or not len(given) == len(found) > 1:
             return Judged(drop, drop)
-        two_sided = max(2 * wanted - 1, 1e-6)
+        two_sided = max(2 * wanted.confidence - 1, 1e-6)
         draws = job.settings.transparency.resamples
         upper = drop_interval(task, given, found, two_sided, draws, job.settings.seed)[1]
-        return Judged(drop, drop + max(upper - drop, 0.0) * expansion(len(given), wanted))
+        return Judged(drop, drop + max(upper - drop, 0.0) * expansion(len(given), wanted.confidence))
 
 
 def expansion(count: int, confidence: float) -> float:

@@ -18,9 +18,8 @@ from tracker.bitstream import bitstream_bytes, decode_bitstream, read_manifest
 from tracker.bitstream.state import coded_part
 from tracker.codecs.base import Entry
 from tracker.codecs.chain import Codec, build_codec
-from tracker.data.base import Decoded
 from tracker.errors import TrackerError
-from tracker.evaluation import Batches, evaluate_until, tensor_bytes
+from tracker.evaluation import tensor_bytes
 from tracker.memory import peak_memory_mib
 from tracker.models import weights_digest
 from tracker.scenarios import compression, results
@@ -29,10 +28,10 @@ from tracker.scenarios.bench import Bench
 from tracker.scenarios.decision import check_confidence, decide
 from tracker.scenarios.draft import Draft, Workshop
 from tracker.scenarios.job import Job, Stopwatch, read_job
+from tracker.scenarios.mixed import Mixed
 from tracker.scenarios.transforming import transform
 from tracker.sweep.outcome import Limits, Outcome, Trials
 from tracker.tasks.base import Evaluation
-from tracker.tasks.rejection import Rejection
 from tracker.tracking import registry
 from tracker.tracking.run import MetricsOnly
 
@@ -71,10 +70,7 @@ class CompressionTrials(Trials):
             "transparency": self.job.settings.transparency.model_dump(),
             "seed": self.job.settings.seed,
         }
-        # In random order, as the bound by which an evaluation stops asks for.
-        self.order = np.random.default_rng(0).permutation(len(self.bench.samples))
-        mixed = Decoded(self.order.tolist(), self.bench.samples.__getitem__)
-        self.batches = Batches(mixed, self.job.anchor, self.job.task)
+        self.mixed = Mixed(self.job, self.bench.samples, self.bench.device)
         self.drafts: OrderedDict[str, tuple[Draft, dict[str, float]]] = OrderedDict()
         self.built: tuple[Any, Codec] | None = None
 
@@ -275,34 +271,14 @@ class _Measurement:
 
     def _until_rejected(self, model: Any) -> Evaluation | None:
         """The performance on the whole split; None as soon as the drop cannot be within the tolerance any more."""
-        task, trials, confidence = self.job.task, self.trials, self.limits.confidence
-        anchor, between = trials.anchor.evaluation.scores, task.score_range
-        rejection, seen = None, 0
-        if confidence is not None and anchor is not None and between is not None:
-            width = between[1] - between[0]
-            rejection = Rejection(task.tolerance, -width, width, len(anchor), confidence)
-            expected = anchor[trials.order, 0]
-
-        def enough(scores: np.ndarray) -> bool:
-            nonlocal seen
-            if rejection is None:
-                return False
-            drops = expected[seen : seen + len(scores)] - scores[:, 0]
-            seen += len(scores)
-            return rejection.add(drops if task.higher_is_better else -drops)
-
-        evaluation = evaluate_until(self.job.anchor, model, task, trials.batches, self.bench.device, "trial", enough)
-        if evaluation is None and rejection is not None:
-            self.found.violation = max(rejection.drop - task.tolerance, 1e-9)
-            self.found.stopped = f"drop {rejection.drop:.4g} after {rejection.seen:,} of {len(trials.order):,} samples"
-            self.metrics |= {"performance/drop_so_far": rejection.drop, "performance/samples": float(rejection.seen)}
-            return None
-        assert evaluation is not None
-        if evaluation.scores is None:
-            return evaluation
-        scores = np.empty_like(evaluation.scores)
-        scores[trials.order] = evaluation.scores  # in the data set's order again, as the anchor's are
-        return dataclasses.replace(evaluation, scores=scores, extras={})
+        tolerance, mixed = self.job.task.tolerance, self.trials.mixed
+        found = mixed.evaluate(model, self.trials.anchor.evaluation, tolerance, self.limits.confidence, "trial")
+        if isinstance(found, Evaluation):
+            return found
+        self.found.violation = max(found.drop - tolerance, 1e-9)
+        self.found.stopped = f"drop {found.drop:.4g} after {found.seen:,} of {found.count:,} samples"
+        self.metrics |= {"performance/drop_so_far": found.drop, "performance/samples": float(found.seen)}
+        return None
 
 
 def searching(job: Job) -> Job:

@@ -1,0 +1,70 @@
+"""A split in random order, on which a model is evaluated only until its drop cannot be small enough any more."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from tracker.data.base import Decoded, Samples
+from tracker.evaluation import Batches, evaluate_until
+from tracker.scenarios.job import Job
+from tracker.tasks.base import Evaluation
+from tracker.tasks.rejection import Rejection
+
+
+class Mixed:
+    """The samples of a split, in the random order that the test for an early end asks for."""
+
+    def __init__(self, job: Job, samples: Samples, device: str) -> None:
+        """Nothing is read yet.
+
+        Args:
+            job: its anchor and its task.
+            samples: of the split.
+            device: to compute on.
+        """
+        self.job, self.device = job, device
+        self.order = np.random.default_rng(0).permutation(len(samples))
+        self.batches = Batches(Decoded(self.order.tolist(), samples.__getitem__), job.anchor, job.task)
+
+    def evaluate(
+        self, model: Any, anchor: Evaluation | None, drop: float, confidence: float | None, label: str
+    ) -> Evaluation | Rejection:
+        """A model's performance, unless it becomes clear on the way that the drop is too large.
+
+        Args:
+            model: of the job's anchor.
+            anchor: its performance on the same samples, in the data set's order.
+            drop: the largest one that is wanted.
+            confidence: the probability of not rejecting what the full evaluation would accept; None to evaluate all.
+            label: for the progress bar.
+
+        Returns:
+            The performance on all samples, with scores in the data set's order and no extras, or why it is not known.
+        """
+        task, scores = self.job.task, anchor.scores if anchor is not None else None
+        rejection, seen = None, 0
+        if confidence is not None and scores is not None and task.score_range is not None:
+            width = task.score_range[1] - task.score_range[0]
+            rejection = Rejection(drop, -width, width, len(scores), confidence)
+            expected = scores[self.order, 0]
+
+        def enough(found: np.ndarray) -> bool:
+            nonlocal seen
+            if rejection is None:
+                return False
+            drops = expected[seen : seen + len(found)] - found[:, 0]
+            seen += len(found)
+            return rejection.add(drops if task.higher_is_better else -drops)
+
+        found = evaluate_until(self.job.anchor, model, task, self.batches, self.device, label, enough)
+        if found is None:
+            assert rejection is not None
+            return rejection
+        if found.scores is None:
+            return found
+        sorted_scores = np.empty_like(found.scores)
+        sorted_scores[self.order] = found.scores
+        return dataclasses.replace(found, scores=sorted_scores, extras={})
