@@ -69,8 +69,8 @@ def test_what_a_process_raises_is_told_in_one_line(several: None, tmp_path: Path
 def test_a_process_imports_no_framework() -> None:
     code = (
         "import sys\n"
-        "from tracker.codecs import nnc_units, nnc_workers\n"
-        "nnc_workers.spare_frameworks()\n"
+        "from tracker.codecs import nnc_process, nnc_units\n"
+        "nnc_process.spare_frameworks()\n"
         "import nncodec.nnc\n"
         "print('torch' in sys.modules, 'tensorflow' in sys.modules)\n"
     )
