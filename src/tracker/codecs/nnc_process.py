@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -21,7 +20,6 @@ DONE, FAILED, ROOM, LEFT = range(4)
 
 def serve() -> None:
     """Answer until the other process closes the pipe or ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the other one ends this one
     asked, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what is printed must not come between answers
     spare_frameworks()

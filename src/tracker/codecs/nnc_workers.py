@@ -87,7 +87,11 @@ class Worker:
     """Another process, which does one task at a time."""
 
     def __init__(self) -> None:
-        code = f"import sys; sys.path[:] = {sys.path!r}; from tracker.codecs.nnc_process import serve; serve()"
+        # On Ctrl-C, which reaches it too, it has nothing to say: its caller ends it.
+        code = (
+            "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+            f"sys.path[:] = {sys.path!r}; from tracker.codecs.nnc_process import serve; serve()"
+        )
         self._process = subprocess.Popen(
             [sys.executable, "-c", code],
             stdin=subprocess.PIPE,
