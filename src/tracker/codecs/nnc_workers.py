@@ -88,9 +88,10 @@ class Worker:
 
     def __init__(self) -> None:
         # On Ctrl-C, which reaches it too, it has nothing to say: its caller ends it.
+        folders = [str(folder) for folder in sys.path]
         code = (
             "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
-            f"sys.path[:] = {sys.path!r}; from tracker.codecs.nnc_process import serve; serve()"
+            f"sys.path[:] = {folders!r}; from tracker.codecs.nnc_process import serve; serve()"
         )
         self._process = subprocess.Popen(
             [sys.executable, "-c", code],
