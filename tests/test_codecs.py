@@ -29,7 +29,8 @@ from tracker.codecs.chain import Codec, build_codec
 from tracker.codecs.external import External
 from tracker.codecs.floats import Bf16, Fp16, Zstd
 from tracker.codecs.integers import Int4, Int8
-from tracker.codecs.nnc import Nnc, escape, unescape
+from tracker.codecs.nnc import Nnc
+from tracker.codecs.nnc_arguments import escape, unescape
 from tracker.codecs.nnc_steps import step_size
 from tracker.codecs.nnc_units import NDU, split
 from tracker.errors import TrackerError

@@ -7,13 +7,13 @@ IEEE Transactions on Circuits and Systems for Video Technology 32(5).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tracker.codecs import nnc_steps
 from tracker.codecs.base import Context, Cost, Entry, TensorRecord
+from tracker.codecs.nnc_arguments import arrays_of, escape, keywords, steps_of, unescape
 from tracker.codecs.nnc_options import NncOptions
 from tracker.errors import TrackerError
 
@@ -83,7 +83,7 @@ class Nnc(NncOptions):
         """Each tensor coded at half octaves, from 2^-9 of its root mean square to twice that; see `nnc_tables`."""
         from tracker.codecs import nnc_tables, nnc_units
 
-        arrays, quantised = self._arrays(tensors)
+        arrays, quantised = arrays_of(tensors, self)
         limit = 2 ** (5 + self.qp_density)
         qps = {}
         for name in quantised:
@@ -94,7 +94,7 @@ class Nnc(NncOptions):
             raw = range(around - 9 * octave, around + octave + 1, octave // 2)
             qps[name] = sorted({min(max(qp, -limit), limit - 1) for qp in raw})
         with nnc_units.told_in_one_line():
-            options = self._options(arrays, quantised, None)
+            options = keywords(arrays, quantised, self)
             found = nnc_tables.tables({name: arrays[name] for name in quantised}, qps, options)
         return {unescape(name): rows for name, rows in found.items()}
 
@@ -103,7 +103,7 @@ class Nnc(NncOptions):
         from tracker.bitstream.state import coded_part
 
         coded = {name: tensor for name, tensor in coded_part(tensors).items() if tensor.is_floating_point()}
-        steps = self._steps([escape(name) for name, tensor in coded.items() if tensor.ndim > 1])
+        steps = steps_of([escape(name) for name, tensor in coded.items() if tensor.ndim > 1], self)
         return {
             name: nnc_steps.step_size(steps.of(escape(name), tensor.ndim > 1), steps.density)
             for name, tensor in coded.items()
@@ -130,11 +130,11 @@ class Nnc(NncOptions):
         """
         from tracker.codecs import nnc_fold, nnc_units
 
-        arrays, quantised = self._arrays(tensors)
+        arrays, quantised = arrays_of(tensors, self)
         pairs = self._pairs(model, {unescape(name) for name in quantised}, context)
         blocks = nnc_fold.blocks(pairs, arrays, escape) if pairs else None
         with nnc_units.told_in_one_line():
-            options = self._options(arrays, quantised, context)
+            options = keywords(arrays, quantised, self, context)
             coded, sizes, clipped = nnc_units.encode_units(arrays, blocks, options)
         (folder / FILE).write_bytes(coded)
         if pairs:
@@ -178,9 +178,9 @@ class Nnc(NncOptions):
 
         if self.bitdepth is not None:
             return None
-        arrays, quantised = self._arrays(tensors)
+        arrays, quantised = arrays_of(tensors, self)
         with nnc_units.told_in_one_line():
-            values = nnc_units.quantise_units(arrays, self._options(arrays, quantised, context))
+            values = nnc_units.quantise_units(arrays, keywords(arrays, quantised, self, context))
         return {unescape(name): torch.from_numpy(values[name]).float() for name in quantised}
 
     def decode(self, folder: Path) -> dict[str, Tensor]:
@@ -196,95 +196,6 @@ class Nnc(NncOptions):
             # Codebooks come as float64; integers that were coded without loss stay what they are.
             tensors[unescape(name)] = tensor.float() if tensor.is_floating_point() else tensor
         return nnc_fold.unfold(tensors, folder)
-
-    def _arrays(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, np.ndarray], set[str]]:
-        """The tensors as NNCodec takes them, by escaped name, and the names of those that it quantises.
-
-        Raises:
-            TrackerError: they cannot be coded with these options.
-        """
-        floats = {name for name, tensor in tensors.items() if tensor.is_floating_point()}
-        if unknown := sorted(set(self.qp_per_tensor) - floats):
-            kind = "integers already" if unknown[0] in tensors else "no tensor of the model"
-            raise TrackerError(f"codec.nnc.qp_per_tensor names {unknown[0]!r}, which is {kind}")
-        arrays = {
-            escape(name): (tensor.float() if name in floats else tensor.int()).contiguous().numpy()
-            for name, tensor in tensors.items()
-        }
-        quantised = {escape(name) for name in floats}
-        if self.sparsity:
-            arrays |= self._sparse({name: array for name, array in arrays.items() if name in quantised})
-        for name, array in arrays.items():
-            if name not in quantised:
-                continue
-            self._check_range(name, array)
-            if self.scan_order and array.ndim > 1 and array.size in (len(array), array[0].size):
-                raise TrackerError(
-                    f"scan_order={self.scan_order} does not work in nncodec for tensors of one row or column, such as "
-                    f"{unescape(name)}; use codec.nnc.scan_order=0"
-                )
-        return arrays, quantised
-
-    def _options(
-        self, arrays: Mapping[str, np.ndarray], quantised: set[str], context: Context | None
-    ) -> dict[str, Any]:
-        """Keyword arguments of ``nncodec.nnc.compress``."""
-        from tracker.codecs import nnc_units
-
-        given = {escape(name): size for name, size in context.steps.items()} if context is not None else {}
-        exact = bool(given) and context is not None and context.exact
-        steps = self._steps([name for name, array in arrays.items() if array.ndim > 1 and name in quantised], given)
-        options: dict[str, Any] = {
-            "qp": steps.qp,
-            "qp_density": steps.density,
-            "nonweight_qp": steps.nonweight,
-            "qp_per_tensor": steps.per_tensor or None,
-            # Multiples of a step size are coded as the integers that they are: the trellis would choose others.
-            "use_dq": self.use_dq and not exact,
-            "codebook_mode": 2 if self.approx_method == "codebook" else 0,
-            "scan_order": self.scan_order,
-            "lambda_scale": 0.0 if exact else self.lambda_scale,
-            "param_opt": self.param_opt,
-            "cabac_unary_length_minus1": self.cabac_unary_length_minus1,
-            "row_skipping": self.row_skipping,
-            "int_quant_bw": self.bitdepth or False,
-        }
-        if self.opt_qp:
-            weights = {name: array for name, array in arrays.items() if name in quantised}
-            options["qp_per_tensor"] = nnc_units.optimised_qp(weights, options)
-        return options
-
-    def _steps(self, weights: Sequence[str], given: Mapping[str, float] | None = None) -> nnc_steps.Steps:
-        """The qps, by escaped name; step sizes that a stage before has given come first."""
-        own = {escape(name): qp for name, qp in self.qp_per_tensor.items()}
-        for name, size in (given or {}).items():
-            own[name] = nnc_steps.nearest_qp(size, self.qp_density)
-            if not math.isclose(nnc_steps.step_size(own[name], self.qp_density), size):
-                raise TrackerError(f"codec.nnc.qp_density={self.qp_density} lacks a step of {size:.4g}: use 2 or more")
-        slopes = (self.qp_early, self.qp_late)
-        return nnc_steps.resolve(self.qp_density, self.qp, self.nonweight_qp, own, slopes, weights)
-
-    def _sparse(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """NNCodec's magnitude pruning, unstructured and then structured."""
-        import numpy as np
-        from nncodec.framework.applications.utils import sparsification
-
-        from tracker.codecs.nnc_units import quiet
-
-        steps = self._steps([])
-        with quiet():
-            arrays = sparsification.apply_unstruct_spars_v2(
-                steps.qp, arrays, target_sparsity=self.sparsity, qp_density=np.int32(steps.density)
-            )
-            if self.struct_spars_factor:
-                arrays = sparsification.apply_struct_spars_v2(arrays, gain=self.struct_spars_factor)
-        return dict(arrays)
-
-    def _check_range(self, name: str, array: np.ndarray) -> None:
-        """Refuse values that even the largest step size cannot bring into 32 bits: nncodec would code garbage."""
-        largest = nnc_steps.step_size(2 ** (5 + self.qp_density) - 1, self.qp_density) * 2.0**30
-        if max(float(array.max()), -float(array.min())) > largest:
-            raise TrackerError(f"the tensor {unescape(name)} has values beyond {largest:.2g}, the range of NNC")
 
     def _records(
         self,
@@ -304,13 +215,3 @@ class Nnc(NncOptions):
             step = nnc_steps.step_size(qp, steps.density) if plain and not (folded and array.ndim == 1) else None
             records.append(TensorRecord(unescape(name), step, sizes.get(name), comparable=not folded))
         return records
-
-
-def escape(name: str) -> str:
-    """A tensor name that nncodec takes: it reads ``_G`` and ``_H`` as the halves of a decomposition."""
-    return name.replace("%", "%25").replace("_G", "%5FG").replace("_H", "%5FH")
-
-
-def unescape(name: str) -> str:
-    """The name before `escape`."""
-    return name.replace("%5F", "_").replace("%25", "%")

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 CLIPPED = re.compile(r"INFO: QP for (.*) has been clipped from -?\d+ to (-?\d+) ")
 NDU = 5  # nnr_unit_type of a compressed data unit
-# Where other processes begin to pay: they take a second to start, and a core codes about 1.7 million elements a second
-# and decodes about 2 million bytes.
+# Where other processes begin to pay: they take half a second to start, and a core codes about 1.7 million elements a
+# second and decodes about 2 million bytes.
 ELEMENTS, BYTES = 1 << 22, 1 << 22
 
 
