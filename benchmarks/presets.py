@@ -36,7 +36,7 @@ UNTUNED = {
 }
 FOLDER = Path(__file__).parent
 MARGIN = 1.1  # on anchors that nobody tuned for
-QPS = "range(-38,-14)"
+QPS, WIDER = "range(-38,-14)", "range(-36,0)"  # embeddings take coarser steps
 OTHERS = {
     "int8": ["+codec=int8"],
     "int4": ["+codec=int4"],
@@ -106,7 +106,7 @@ def measured(anchor: str, chosen: argparse.Namespace) -> bool:
     common += [f"data.root={chosen.data_root.resolve()}"] if anchor in LIMITS else []
     common += ["--config-dir", str(FOLDER / "untuned" / "conf")] if anchor in UNTUNED else []
     scan = ["hydra/sweeper=tracker", "hydra/sweeper/sampler=grid", "hydra.sweeper.n_trials=100"]
-    base = runs(anchor, [*common, "+codec=nnc", f"codec.nnc.qp={QPS}", *scan])
+    base = runs(anchor, [*common, "+codec=nnc", f"codec.nnc.qp={WIDER if anchor in UNTUNED else QPS}", *scan])
     if not base:
         return False
     points = {"global qp": base}
