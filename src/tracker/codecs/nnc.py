@@ -135,7 +135,7 @@ class Nnc(NncOptions):
         blocks = nnc_fold.blocks(pairs, arrays, escape) if pairs else None
         with nnc_units.told_in_one_line():
             options = self._options(arrays, quantised, context)
-            coded, sizes, clipped = nnc_units.encode_units(arrays, blocks, options)
+            coded, sizes, clipped = nnc_units.encode_units(arrays, blocks, options, exact(context))
         (folder / FILE).write_bytes(coded)
         if pairs:
             nnc_fold.write(pairs, folder)
@@ -180,7 +180,7 @@ class Nnc(NncOptions):
             return None
         arrays, quantised = self._arrays(tensors)
         with nnc_units.told_in_one_line():
-            values = nnc_units.quantise_units(arrays, self._options(arrays, quantised, context))
+            values = nnc_units.quantise_units(arrays, self._options(arrays, quantised, context), exact(context))
         return {unescape(name): torch.from_numpy(values[name]).float() for name in quantised}
 
     def decode(self, folder: Path) -> dict[str, Tensor]:
@@ -232,18 +232,16 @@ class Nnc(NncOptions):
         from tracker.codecs import nnc_units
 
         given = {escape(name): size for name, size in context.steps.items()} if context is not None else {}
-        exact = bool(given) and context is not None and context.exact
         steps = self._steps([name for name, array in arrays.items() if array.ndim > 1 and name in quantised], given)
         options: dict[str, Any] = {
             "qp": steps.qp,
             "qp_density": steps.density,
             "nonweight_qp": steps.nonweight,
             "qp_per_tensor": steps.per_tensor or None,
-            # Multiples of a step size are coded as the integers that they are: the trellis would choose others.
-            "use_dq": self.use_dq and not exact,
+            "use_dq": self.use_dq,
             "codebook_mode": 2 if self.approx_method == "codebook" else 0,
             "scan_order": self.scan_order,
-            "lambda_scale": 0.0 if exact else self.lambda_scale,
+            "lambda_scale": self.lambda_scale,
             "param_opt": self.param_opt,
             "cabac_unary_length_minus1": self.cabac_unary_length_minus1,
             "row_skipping": self.row_skipping,
@@ -304,6 +302,11 @@ class Nnc(NncOptions):
             step = nnc_steps.step_size(qp, steps.density) if plain and not (folded and array.ndim == 1) else None
             records.append(TensorRecord(unescape(name), step, sizes.get(name), comparable=not folded))
         return records
+
+
+def exact(context: Context) -> set[str]:
+    """Tensors that a stage before made multiples of their step sizes, by escaped name."""
+    return {escape(name) for name in context.exact if name in context.steps}
 
 
 def escape(name: str) -> str:
