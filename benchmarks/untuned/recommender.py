@@ -114,17 +114,20 @@ class Recommender(Anchor):
         return trained(self.build, loss, steps=self.steps, rate=self.rate, seed=self.seed, name=self.name, decay=0.1)
 
 
-def hit_rate(predict: Any, batches: Iterable[tuple[Any, Tensor]], top: int = 10) -> tuple[dict[str, float], np.ndarray]:
-    """Is the import among the `top` of the candidates? And the area under the ROC curve of each module."""
-    from torchmetrics.functional.retrieval import retrieval_auroc, retrieval_hit_rate
+def ranking(predict: Any, batches: Iterable[tuple[Any, Tensor]], top: int = 10) -> tuple[dict[str, float], np.ndarray]:
+    """The area under each module's ROC curve, and how often the import is among the `top` of the candidates.
 
-    hits, areas = [], []
+    With one import among the candidates, the area is the share of the others that score lower.
+    """
+    areas, hits = [], []
     for inputs, places in batches:
-        for scores, place in zip(predict(inputs).float().cpu(), places.cpu(), strict=True):
-            wanted = F.one_hot(place, len(scores)).bool()
-            hits.append(float(retrieval_hit_rate(scores, wanted, top_k=top)))
-            areas.append(float(retrieval_auroc(scores, wanted)))
-    return {"hit_rate": float(np.mean(hits)), "auc": float(np.mean(areas))}, np.array(hits)
+        scores = predict(inputs).float()
+        own = scores.gather(1, places[:, None])
+        above, level = (scores > own).sum(1), (scores == own).sum(1) - 1
+        areas.append(1 - (above + level / 2) / (scores.shape[1] - 1))
+        hits.append((above + level < top).float())
+    area = torch.cat(areas).double().cpu().numpy()
+    return {"auc": float(area.mean()), "hit_rate": float(torch.cat(hits).mean())}, area
 
 
 @functools.cache
