@@ -229,7 +229,7 @@ def test_nnc_codes_multiples_of_given_steps_as_they_are(tmp_path: Path) -> None:
         "w": torch.randint(-3, 4, (40, 30)) * torch.tensor(steps["w"]),
         "b": torch.randint(-90, 90, (40,)) * torch.tensor(steps["b"]),
     }
-    context = Context(lambda model, inputs: inputs, lambda: [], 0, "cpu", steps=steps, exact=True)
+    context = Context(lambda model, inputs: inputs, lambda: [], 0, "cpu", steps=steps, exact=set(steps))
     coder = Nnc(qp=-20, use_dq=True)
     records = coder.encode(tensors, tmp_path, nn.Module(), context)
     decoded = coder.receiver().decode(tmp_path)
@@ -237,6 +237,15 @@ def test_nnc_codes_multiples_of_given_steps_as_they_are(tmp_path: Path) -> None:
     assert {record.name: record.step_size for record in records} == steps
     preview = coder.preview(tensors, nn.Module(), context)
     assert preview is not None and all(torch.equal(preview[name], tensor) for name, tensor in tensors.items())
+    # What no stage has made multiples of its step size is coded as without such stages, with dependent quantisation.
+    noise = {"w": tensors["w"], "b": torch.randn(400, 30) * 10 * steps["b"]}
+    sizes = {}
+    for names in (set(), {"w"}, {"w", "b"}):
+        coded = coder.encode(noise, tmp_path, nn.Module(), dataclasses.replace(context, exact=names))
+        sizes[len(names)] = {record.name: record.bytes for record in coded}
+        decoded = coder.receiver().decode(tmp_path)
+        assert torch.equal(decoded["w"], tensors["w"]) is ("w" in names)
+    assert sizes[0]["b"] == sizes[1]["b"] < sizes[2]["b"]
     with pytest.raises(TrackerError, match="qp_density=0 lacks a step"):
         Nnc(qp_density=0, qp=-5, nonweight_qp=-15).encode(tensors, tmp_path, nn.Module(), context)
 

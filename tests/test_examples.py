@@ -8,11 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import Completed, runs
+from conftest import Completed, Here, runs
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+UNTUNED = BENCHMARKS / "untuned" / "conf"
 
 
 def test_own_anchor_and_task_by_config_dir(tmp_path: Path, tracker: Callable[..., Completed]) -> None:
@@ -61,3 +64,38 @@ def test_external_example(tmp_path: Path) -> None:
     (run,) = runs(tmp_path, "compression")
     assert run.data.metrics["performance/drop"] == 0
     assert run.data.metrics["size/rate_percent"] < 100
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (UNTUNED / "anchor").glob("*.yaml")))
+def test_anchors_that_nobody_tuned_for_are_complete(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import hydra
+    from omegaconf import OmegaConf
+
+    from tracker.anchors import Anchor
+    from tracker.component import build
+    from tracker.data import Data
+    from tracker.tasks import Task
+
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    with hydra.initialize_config_dir(str(BENCHMARKS.parent / "conf"), version_base=None):
+        composed = hydra.compose("config", [f"anchor={name}", f"hydra.searchpath=[{UNTUNED}]"])
+    plain: Any = OmegaConf.to_container(composed, resolve=True)
+    assert build(plain["anchor"], "anchor", Anchor).name == name
+    assert build(plain["task"], "task", Task).tolerance > 0
+    assert build(plain["data"], "data", Data).name == plain["data"]["name"]
+
+
+def test_anchor_that_nobody_tuned_for_trains_and_is_coded(ready: Path, here: Here) -> None:
+    words = [
+        "--config-dir",
+        str(UNTUNED),
+        "anchor=denoiser_photographs",
+        "anchor.width=4",
+        "anchor.steps=80",
+        "anchor.rate=0.01",
+    ]
+    done = here(*words, "+codec=nnc", "codec.nnc.qp=-24", PYTHONPATH=str(BENCHMARKS))
+    assert done.returncode == 0, done.stderr
+    (run,) = runs(ready, "compression")
+    assert run.data.metrics["psnr/anchor"] > 21  # the noise alone is 20 dB below white
+    assert 0 < run.data.metrics["size/rate_percent"] < 50

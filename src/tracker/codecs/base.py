@@ -123,7 +123,7 @@ class Transformed:
         edits: the changes of the architecture, from which the receiver rebuilds it.
         integers: weights that are integers now, by tensor name; the model has their values.
         steps: step sizes by tensor name, for a coder that `takes_steps`.
-        exact: whether the values of those tensors are multiples of their step sizes, and coded without another loss.
+        exact: of those tensors, the ones whose values are multiples of their step sizes, coded without another loss.
         mac_ratio: multiply-accumulate operations of the changed model over those of the given one.
         memory_ratio: the same for the memory of its weights.
         metrics: further figures, logged as they are named here.
@@ -137,7 +137,7 @@ class Transformed:
     edits: Sequence[Edit] = ()
     integers: Mapping[str, Integers] = field(default_factory=dict)
     steps: Mapping[str, float] = field(default_factory=dict)
-    exact: bool = False
+    exact: Collection[str] = frozenset()
     mac_ratio: float = 1.0
     memory_ratio: float = 1.0
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -193,7 +193,7 @@ class Context:
     coder: Coder | None = None
     size: Callable[[Transformed], int] | None = None
     steps: Mapping[str, float] = field(default_factory=dict)
-    exact: bool = False
+    exact: Collection[str] = frozenset()
     kept: dict[str, Any] = field(default_factory=dict)
 
 

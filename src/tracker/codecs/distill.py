@@ -106,7 +106,7 @@ class Distill(Trained):
         return Transformed(
             student,
             steps=best.result.steps,
-            exact=True,
+            exact=set(best.result.steps),
             metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
             tables={"rounds": [_row(number, one) for number, one in enumerate(rounds)]},
             figures={"rounds": plotted(rounds, context.target.drop)},
@@ -144,7 +144,7 @@ class Distill(Trained):
         result.fill(student)
         if context.target.bytes is None or context.size is None:
             return None
-        return context.size(Transformed(student, steps=result.steps, exact=True))
+        return context.size(Transformed(student, steps=result.steps, exact=set(result.steps)))
 
 
 def _row(number: int, one: Round) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tracker.codecs import nnc_steps
 from tracker.codecs.base import Context, Cost, Entry, TensorRecord
-from tracker.codecs.nnc_arguments import arrays_of, escape, keywords, steps_of, unescape
+from tracker.codecs.nnc_arguments import arrays_of, escape, exact_of, keywords, steps_of, unescape
 from tracker.codecs.nnc_options import NncOptions
 from tracker.errors import TrackerError
 
@@ -135,7 +135,7 @@ class Nnc(NncOptions):
         blocks = nnc_fold.blocks(pairs, arrays, escape) if pairs else None
         with nnc_units.told_in_one_line():
             options = keywords(arrays, quantised, self, context)
-            coded, sizes, clipped = nnc_units.encode_units(arrays, blocks, options)
+            coded, sizes, clipped = nnc_units.encode_units(arrays, blocks, options, exact_of(context))
         (folder / FILE).write_bytes(coded)
         if pairs:
             nnc_fold.write(pairs, folder)
@@ -180,7 +180,7 @@ class Nnc(NncOptions):
             return None
         arrays, quantised = arrays_of(tensors, self)
         with nnc_units.told_in_one_line():
-            values = nnc_units.quantise_units(arrays, keywords(arrays, quantised, self, context))
+            values = nnc_units.quantise_units(arrays, keywords(arrays, quantised, self, context), exact_of(context))
         return {unescape(name): torch.from_numpy(values[name]).float() for name in quantised}
 
     def decode(self, folder: Path) -> dict[str, Tensor]:

@@ -52,7 +52,6 @@ def keywords(
     from tracker.codecs import nnc_units
 
     given = {escape(name): size for name, size in context.steps.items()} if context is not None else {}
-    exact = bool(given) and context is not None and context.exact
     weights = [name for name, array in arrays.items() if array.ndim > 1 and name in quantised]
     steps = steps_of(weights, options, given)
     found: dict[str, Any] = {
@@ -60,11 +59,10 @@ def keywords(
         "qp_density": steps.density,
         "nonweight_qp": steps.nonweight,
         "qp_per_tensor": steps.per_tensor or None,
-        # Multiples of a step size are coded as the integers that they are: the trellis would choose others.
-        "use_dq": options.use_dq and not exact,
+        "use_dq": options.use_dq,
         "codebook_mode": 2 if options.approx_method == "codebook" else 0,
         "scan_order": options.scan_order,
-        "lambda_scale": 0.0 if exact else options.lambda_scale,
+        "lambda_scale": options.lambda_scale,
         "param_opt": options.param_opt,
         "cabac_unary_length_minus1": options.cabac_unary_length_minus1,
         "row_skipping": options.row_skipping,
@@ -74,6 +72,11 @@ def keywords(
         floats = {name: array for name, array in arrays.items() if name in quantised}
         found["qp_per_tensor"] = nnc_units.optimised_qp(floats, found)
     return found
+
+
+def exact_of(context: Context) -> set[str]:
+    """Tensors that a stage before made multiples of their step sizes, by escaped name."""
+    return {escape(name) for name in context.exact if name in context.steps}
 
 
 def steps_of(weights: Sequence[str], options: NncOptions, given: Mapping[str, float] | None = None) -> nnc_steps.Steps:

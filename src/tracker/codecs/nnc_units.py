@@ -11,7 +11,7 @@ import contextlib
 import io
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tracker.codecs.nnc_guard import checked_shapes
@@ -28,10 +28,15 @@ NDU = 5  # nnr_unit_type of a compressed data unit
 # Where other processes begin to pay: they take half a second to start, and a core codes about 1.7 million elements a
 # second and decodes about 2 million bytes.
 ELEMENTS, BYTES = 1 << 22, 1 << 22
+# Multiples of a step size are coded as the integers that they are: the trellis would choose others.
+EXACT = {"use_dq": False, "lambda_scale": 0.0}
 
 
 def encode_units(
-    arrays: Mapping[str, np.ndarray], blocks: Mapping[str, Any] | None, options: Mapping[str, Any]
+    arrays: Mapping[str, np.ndarray],
+    blocks: Mapping[str, Any] | None,
+    options: Mapping[str, Any],
+    exact: Collection[str] = (),
 ) -> tuple[bytes, dict[str, int], dict[str, int]]:
     """Code a model unit by unit.
 
@@ -39,6 +44,7 @@ def encode_units(
         arrays: float32, by name.
         blocks: NNCodec's ``block_id_and_param_type`` where BatchNorm is folded.
         options: keyword arguments of ``nncodec.nnc.compress``.
+        exact: tensors (of a block: its weight) that are coded without loss, as multiples of their step sizes.
 
     Returns:
         The bitstream, equal to that of one call for all arrays; bytes by name, a block's under its weight; and the qps
@@ -50,7 +56,8 @@ def encode_units(
     def task(name: str) -> tuple[Any, ...]:
         members = parts[name]
         own = {member: arrays[member] for member in members}
-        return own, _of(numbers, members), _tables(blocks, members) if len(members) > 1 else None, options
+        given = {**options, **EXACT} if name in exact else options
+        return own, _of(numbers, members), _tables(blocks, members) if len(members) > 1 else None, given
 
     costs = {name: sum(arrays[member].size for member in members) for name, members in parts.items()}
     units: dict[str, list[tuple[int, bytes]]] = {}
@@ -63,18 +70,22 @@ def encode_units(
     return head + b"".join(data.values()), {name: len(unit) for name, unit in data.items()}, clipped
 
 
-def quantise_units(arrays: Mapping[str, np.ndarray], options: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def quantise_units(
+    arrays: Mapping[str, np.ndarray], options: Mapping[str, Any], exact: Collection[str] = ()
+) -> dict[str, np.ndarray]:
     """What `decode_units` gives for the bitstream of a model, without making it; no folded BatchNorm.
 
     Args:
         arrays: float32 or int32, by name.
         options: keyword arguments of ``nncodec.nnc.compress``.
+        exact: see `encode_units`.
     """
     numbers = {name: number for number, name in enumerate(arrays)}
     options = {**options, "quantize_only": True}
 
     def task(name: str) -> tuple[Any, ...]:
-        return {name: arrays[name]}, _of(numbers, [name]), None, options
+        own = {**options, **EXACT} if name in exact else options
+        return {name: arrays[name]}, _of(numbers, [name]), None, own
 
     found: dict[str, np.ndarray] = {}
     for _, (values, printed) in each("quantise", compress, {n: a.size for n, a in arrays.items()}, task, ELEMENTS):

@@ -77,7 +77,7 @@ class Round(Trained):
                 context.predict(network, inputs)
         for tensor in (*network.parameters(), *network.buffers()):
             tensor.data = tensor.data.to("cpu")
-        return Transformed(network, steps=steps, exact=True)
+        return Transformed(network, steps=steps, exact={f"{name}.weight" for name in done})
 
     def follows(self, context: Context) -> bool:
         """Whether weights are changed first."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,7 @@ class Draft:
     edits: list[Edit] = dataclasses.field(default_factory=list)
     integers: dict[str, Integers] = dataclasses.field(default_factory=dict)
     steps: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    exact: bool = False
+    exact: Collection[str] = frozenset()
     mac_ratio: float = 1.0
     memory_ratio: float = 1.0
     simulate: Callable[[Any], Any] | None = None
