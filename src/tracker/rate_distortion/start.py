@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from tracker.rate_distortion.quantised import Quantised
     from tracker.rate_distortion.training import Training
 
-# Where training begins: steps so many times larger than those that it is given, and the first lambda over the
-# distortion of these. Classes stay the same under far more divergence, once it is trained to do no harm; a metric such
-# as PSNR takes all of a squared error, and where that falls by 6 dB with each bit, lambda is 2 ln 2 times the
-# distortion that it leads to.
-COARSER = {"kl": 2.0, "mse": 1.0}
+# Where training begins: steps so many times larger than those that it is given (weights may be multiples of these, of
+# which twice the step would leave half as many), and the first lambda over the distortion of these. Classes stay the
+# same under far more divergence, once it is trained to do no harm; a metric such as PSNR takes all of a squared error,
+# and where that falls by 6 dB with each bit, lambda is 2 ln 2 times the distortion that it leads to.
+COARSER = {"kl": 1.5, "mse": 1.0}
 WEIGHT = {"kl": 7.0, "mse": 1.4}
 
 
