@@ -181,6 +181,7 @@ class Keras(Framework):
             else:
                 twin = type(model).from_config(model.get_config())
                 twin.build_from_config(model.get_build_config())
+                twin.built = True  # Keras leaves it at False where a class has no build() of its own
             found = entries(twin)
             for name, (variable, _) in entries(model).items():
                 found[name].variable.assign(variable)
