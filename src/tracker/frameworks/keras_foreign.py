@@ -126,7 +126,7 @@ class _Call:
         values = zip(self.runner.variables, given[:count], strict=True)
         with keras.StatelessScope(state_mapping=list(values)):
             found = self.runner.item(*args, **keywords)
-        self.structure = found
+        self.structure = keras.tree.map_structure(lambda _: 0, found)  # not the tensors: they would keep their graph
         return list(keras.tree.flatten(found))
 
     @functools.cached_property
