@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from tracker.frameworks.keras import checked, entries, is_functional, load, read
 from tracker.frameworks.keras_foreign import Foreign, Shared
-from tracker.frameworks.keras_layers import Weights, makers
+from tracker.frameworks.keras_layers import makers
+from tracker.frameworks.keras_parts import Weights
 
 
 class Twin(nn.Module):
