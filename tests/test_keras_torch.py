@@ -173,6 +173,30 @@ def test_values_go_there_and_back() -> None:
     assert torch.equal(other(inputs)["out"], made(inputs)["out"])
 
 
+def test_a_weight_of_two_layers_is_one_parameter() -> None:
+    keras = load()
+
+    class Tied(keras.layers.Layer):
+        def __init__(self, embedding: Any) -> None:
+            super().__init__()
+            self.embedding = embedding
+
+        def call(self, x: Any) -> Any:
+            return keras.ops.matmul(x, keras.ops.transpose(self.embedding.embeddings))
+
+    inputs = keras.Input((3,), dtype="int32")
+    embedding = keras.layers.Embedding(7, 4)
+    model = filled(keras.Model(inputs, Tied(embedding)(embedding(inputs))))
+    made = twin(model)
+    parameters = list(made.parameters())
+    assert len(parameters) == 1 and foreign(made) == 1
+    with torch.no_grad():
+        parameters[0].mul_(2)
+    FRAMEWORK.fill(model, made.give(), "the tensors of the twin")
+    given = torch.tensor([[1, 2, 6], [0, 3, 3]])
+    assert same(model, given.numpy(), made(given))
+
+
 def test_masks_and_code_of_ones_own_run_on_tensorflow() -> None:
     keras = load()
     layers = keras.layers

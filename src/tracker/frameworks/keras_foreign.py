@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tracker.frameworks.keras import Entry, load, read
+from tracker.frameworks.keras import Entry, load
 
 
 class Shared:
@@ -28,28 +28,22 @@ class Foreign(nn.Module):
     TensorFlow computes the outputs, and in the backward pass once more with their gradients.
     """
 
-    def __init__(self, item: Any, weights: Sequence[Entry]) -> None:
-        """Take the weights' values.
+    def __init__(self, item: Any, weights: Sequence[Entry], tensors: Sequence[Tensor]) -> None:
+        """Nothing is run yet.
 
         Args:
             item: what is called.
-            weights: its variables that are floating point; those that Keras trains become parameters, in the layout
-                of the entry, and the others buffers.
+            weights: its variables that are floating point.
+            tensors: parameters and buffers that stand for them, in the layouts of the entries.
         """
         super().__init__()
         self.runner = Shared(_Runner(item, [entry.variable for entry in weights]))
         self.layouts = [(entry.layout, tuple(entry.variable.shape)) for entry in weights]
-        trained = {id(variable) for variable in trained_variables(item)}
-        for number, (variable, layout) in enumerate(weights):
-            values = layout.to_tensor(read(variable))
-            if id(variable) in trained:
-                self.register_parameter(f"weight{number}", nn.Parameter(values))
+        for number, tensor in enumerate(tensors):
+            if isinstance(tensor, nn.Parameter):
+                self.register_parameter(f"weight{number}", tensor)
             else:
-                self.register_buffer(f"weight{number}", values)
-
-    def weights(self) -> list[Tensor]:
-        """In the order in which they were given."""
-        return [getattr(self, f"weight{number}") for number in range(len(self.layouts))]
+                self.register_buffer(f"weight{number}", tensor)
 
     def forward(self, *args: Any, **keywords: Any) -> Any:
         """What the item gives: the same structure, of PyTorch's tensors."""
@@ -59,20 +53,14 @@ class Foreign(nn.Module):
         constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         plan = Plan((args, keywords), constants, places)
         values = [
-            layout.to_variable(weight, shape)
-            for weight, (layout, shape) in zip(self.weights(), self.layouts, strict=True)
+            layout.to_variable(getattr(self, f"weight{number}"), shape)
+            for number, (layout, shape) in enumerate(self.layouts)
         ]
         call = self.runner.item.call(plan)
         given = [*values, *(leaves[place] for place in places)]
         # Outside of the function, so that gradients have the types that tensors have here.
         found = _Run.apply(call, *(tensor.float() if tensor.is_floating_point() else tensor for tensor in given))
         return tree.pack_sequence_as(call.structure, list(found))
-
-
-def trained_variables(item: Any) -> list[Any]:
-    """The variables that an item has as trainable ones, whether or not they are frozen."""
-    layers = item._flatten_layers(include_self=True) if hasattr(item, "_flatten_layers") else ()
-    return [variable for layer in layers for variable in layer._trainable_variables]
 
 
 class Plan(NamedTuple):

@@ -37,10 +37,11 @@ class Twin(nn.Module):
         super().__init__()
         builder = Builder(checked(model))
         self.whole = builder.module(model) if apart else builder.foreign(model)
-        for number, (name, entry) in enumerate(builder.unused()):
-            self.register_buffer(f"unused{number}", builder.claimed(name, entry.layout.to_tensor(read(entry.variable))))
+        for number, variable in enumerate(builder.unused()):
+            self.register_buffer(f"unused{number}", builder.buffer(variable))
+        names = {id(tensor): name for name, tensor in builder.tensors.items()}
         tensors = [*self.named_parameters(), *self.named_buffers()]
-        own = {builder.names[id(tensor)]: name for name, tensor in tensors if id(tensor) in builder.names}
+        own = {names[id(tensor)]: name for name, tensor in tensors if id(tensor) in names}
         self.names = {own[name]: name for name in builder.entries}
 
     def forward(self, inputs: Any) -> Any:
@@ -63,40 +64,30 @@ class Twin(nn.Module):
 
 
 class Builder(Weights):
-    """What one rebuilding has made so far: layers that are used twice are made once.
+    """What one rebuilding has made so far: layers and weights that are used twice are made once.
 
     Attributes:
         entries: the model's weights.
-        names: theirs, by the id of the tensor here.
+        tensors: what they are here, by the same names.
     """
 
     def __init__(self, model: Any) -> None:
         self.entries = entries(model)
-        self.names: dict[int, str] = {}
+        self.tensors: dict[str, Tensor] = {}
         self.made: dict[int, nn.Module] = {}
-        self._kept: list[Tensor] = []  # ids of what is gone could come again
         self._by_id = {id(entry.variable): name for name, entry in self.entries.items()}
 
     def parameter(self, variable: Any) -> nn.Parameter:
         """A variable as a parameter."""
-        name = self._by_id[id(variable)]
-        return self.claimed(name, nn.Parameter(self.entries[name].layout.to_tensor(read(variable))))
+        return self._tensor(variable, nn.Parameter)
 
     def buffer(self, variable: Any) -> Tensor:
         """A variable as a buffer."""
-        name = self._by_id[id(variable)]
-        return self.claimed(name, self.entries[name].layout.to_tensor(read(variable)))
+        return self._tensor(variable, lambda values: values)
 
-    def claimed(self, name: str, tensor: Any) -> Any:
-        """A tensor, noted as the one that a weight is here."""
-        self.names[id(tensor)] = name
-        self._kept.append(tensor)
-        return tensor
-
-    def unused(self) -> list[tuple[str, Any]]:
-        """The weights that nothing here has taken: integers, and those of layers that the graph does not call."""
-        taken = set(self.names.values())
-        return [(name, entry) for name, entry in self.entries.items() if name not in taken]
+    def unused(self) -> list[Any]:
+        """The variables that nothing here has taken: integers, and those of layers that the graph does not call."""
+        return [entry.variable for name, entry in self.entries.items() if name not in self.tensors]
 
     def module(self, item: Any) -> nn.Module:
         """A model, a layer or an operation."""
@@ -106,13 +97,22 @@ class Builder(Weights):
         return self.made[id(item)]
 
     def foreign(self, item: Any) -> Foreign:
-        """Anything, run on TensorFlow."""
-        names = [self._by_id[id(variable)] for variable in getattr(item, "weights", ())]
-        names = [name for name in names if "float" in self.entries[name].variable.dtype]
-        made = Foreign(item, [self.entries[name] for name in names])
-        for name, tensor in zip(names, made.weights(), strict=True):
-            self.claimed(name, tensor)
-        return made
+        """Anything, run on TensorFlow; what Keras trains in it are parameters, even where they are frozen."""
+        layers = item._flatten_layers() if hasattr(item, "_flatten_layers") else ()
+        trained = {id(variable) for layer in layers for variable in layer._trainable_variables}
+        own = [self.entries[self._by_id[id(variable)]] for variable in getattr(item, "weights", ())]
+        own = [entry for entry in own if "float" in entry.variable.dtype]
+        tensors = [
+            self.parameter(entry.variable) if id(entry.variable) in trained else self.buffer(entry.variable)
+            for entry in own
+        ]
+        return Foreign(item, own, tensors)
+
+    def _tensor(self, variable: Any, made: Callable[[Tensor], Any]) -> Any:
+        name = self._by_id[id(variable)]
+        if name not in self.tensors:
+            self.tensors[name] = made(self.entries[name].layout.to_tensor(read(variable)))
+        return self.tensors[name]
 
     def _layer(self, item: Any) -> nn.Module:
         plain = getattr(item, "compute_dtype", "float32") == "float32" and _called_with_tensors(item)
