@@ -291,8 +291,3 @@ def test_a_run_is_small_transparent_and_the_same_again(here: Here, ready: Path) 
     assert shifts and all(any(np.array_equal(alone[name], t.numpy()) for t in ours.values()) for name in shifts)
     alone = {name: array for name, array in alone.items() if name not in shifts}
     assert alone and all(np.array_equal(array, ours[name].numpy()) for name, array in alone.items())
-
-
-def test_keras_is_refused(here: Here) -> None:
-    done = here("anchor=keras_digits", "+codec=[distill,nnc]")
-    assert done.returncode == 1 and "pytorch only" in done.stderr and done.stderr.count("\n") == 1

@@ -195,6 +195,21 @@ def test_names_are_unique_and_the_same_each_time() -> None:
     assert FRAMEWORK.describe(activation[0]) != FRAMEWORK.describe(activation[1])
 
 
+def test_a_normalisation_computes_with_the_values_that_it_was_filled_with() -> None:
+    keras = load()
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, keras.layers.Normalization()(inputs))
+    values = {"mean": torch.tensor([1.0, 2.0, 3.0]), "variance": torch.tensor([4.0, 9.0, 16.0])}
+    state = {
+        name: values.get(name.rpartition("/")[2], tensor).view_as(tensor)
+        for name, tensor in FRAMEWORK.state(model, ()).items()
+    }
+    FRAMEWORK.fill(model, state, "the tensors")
+    given = torch.randn(5, 3)
+    for filled_one in (model, FRAMEWORK.copy(model)):
+        assert same(filled_one(given.numpy()), (given - values["mean"]) / values["variance"].sqrt())
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64", "mixed_float16", "mixed_bfloat16"])
 def test_every_floating_point_type_survives(dtype: str) -> None:
     keras = load()

@@ -291,7 +291,6 @@ def test_allocation_gives_sensitive_tensors_finer_steps_and_counts_norms() -> No
         (("+codec=nnc", "codec.nnc.bitdepth=6", "target.drop=0.01"), "has nothing with which a target could be"),
         (("-m", "+codec=nnc", "+sweep=nnc", "target.drop=0.01"), "a sweep looks for the working point itself"),
         (("+codec=[round,int8]",), "round chooses step sizes, which int8 does not take"),
-        (("anchor=keras_digits", "+codec=[correct,nnc]", "anchor.epochs=1"), "works on models of pytorch"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_refused_in_one_line(here: Here, words: tuple[str, ...], reason: str) -> None:

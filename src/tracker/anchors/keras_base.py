@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tracker.anchors.base import Anchor, output_tensor
 from tracker.frameworks.keras import FRAMEWORK, load
@@ -32,8 +32,16 @@ class KerasAnchor(Anchor):
     def predict(self, model: Any, inputs: Any) -> Tensor:
         """The output for a batch, in evaluation mode; probabilities where the model ends in a softmax.
 
-        A dict of several outputs is scored by ``logits`` or ``out``, a list by its first.
+        A dict of several outputs is scored by ``logits`` or ``out``, a list by its first. The model may also be one of
+        PyTorch that computes the same (`tracker.frameworks.keras_torch`).
         """
+        found = model(inputs) if isinstance(model, nn.Module) else self._run(model, inputs)
+        if isinstance(found, dict) and len(found) == 1:
+            (found,) = found.values()
+        return output_tensor(found)
+
+    def _run(self, model: Any, inputs: Any) -> Any:
+        """What a Keras model gives, as torch tensors."""
         import tensorflow as tf
 
         device = _device(inputs)
@@ -43,10 +51,7 @@ class KerasAnchor(Anchor):
                 output = _function(model)(given)
             except Exception as error:  # TensorFlow has its own, and puts the traceback into the message
                 raise ValueError(_reason(error)) from error
-        found = _mapped(output, lambda tensor: _tensor(tensor).to(device))
-        if isinstance(found, dict) and len(found) == 1:
-            (found,) = found.values()
-        return output_tensor(found)
+        return _mapped(output, lambda tensor: _tensor(tensor).to(device))
 
     def _state(self, model: Any) -> Mapping[str, Tensor]:
         """A filled model's weights, as `weights` gives them."""

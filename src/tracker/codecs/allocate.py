@@ -19,6 +19,7 @@ from tracker.rate_distortion.inputs import Source, norms_of
 from tracker.rate_distortion.lagrangian import Curve, allocated, curve, prices
 from tracker.rate_distortion.norms import plain_norms
 from tracker.rate_distortion.sensitivity import sensitivities_on
+from tracker.rate_distortion.twin import in_pytorch
 
 FINEST = 0.02  # of all bits, between the prices that a target is looked for among
 
@@ -44,14 +45,14 @@ class Allocate(Transform):
         """See `Transform.logged`."""
         return ["allocate/price", "allocate/kilobytes"]
 
+    @in_pytorch
     def apply(self, model: Any, context: Context) -> Transformed:
         """Choose the step sizes.
 
         Raises:
             TrackerError: the coder has no rate tables, or the model's outputs do not depend on its parameters.
         """
-        if context.framework == "pytorch":
-            plain_norms(model)
+        plain_norms(model)
         curves = self._curves or self._measured(model, context)
         price = self.price if self.price is not None else 0.0
         steps, bits = allocated(curves, price)
@@ -66,12 +67,12 @@ class Allocate(Transform):
             tables={"steps": rows},
         )
 
+    @in_pytorch
     def places(self, model: Any, context: Context) -> Sequence[Allocate]:
         """One price after the other; rates and sensitivities are measured once."""
         if self.price is not None:
             return ()
-        if context.framework == "pytorch":
-            plain_norms(model)
+        plain_norms(model)
         self._curves = self._measured(model, context)
         places = []
         for price in prices(self._curves, FINEST):
@@ -95,8 +96,7 @@ class Allocate(Transform):
 
     def _sensitivities(self, model: Any, tensors: Mapping[str, Tensor], context: Context) -> dict[str, float]:
         """Distortion over squared error, of each tensor that it is known of."""
-        made = self.inputs == "synthetic" and context.framework == "pytorch"
-        if self.inputs == "none" or context.framework != "pytorch" or (made and not norms_of(context.anchor)):
+        if self.inputs == "none" or (self.inputs == "synthetic" and not norms_of(context.anchor)):
             # A layer's outputs are off by as much as its weights are, relatively.
             return {
                 name: 1 / max(float(tensor.double().square().sum()), 1e-30)

@@ -23,6 +23,7 @@ from tracker.codecs.finetune import Trained, full_precision
 from tracker.frameworks.pytorch import state_tensors
 from tracker.rate_distortion.hooks import hooked
 from tracker.rate_distortion.inputs import Source, norms_of, one_batch
+from tracker.rate_distortion.twin import in_pytorch
 
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
 FARTHEST = 2.0  # times that a scale may grow or shrink
@@ -31,6 +32,7 @@ FARTHEST = 2.0  # times that a scale may grow or shrink
 class Correct(Trained):
     """Match each channel's mean and deviation to the anchor's, for the weights that the coder will make."""
 
+    frameworks: ClassVar[frozenset[str]] = frozenset({"pytorch", "keras"})
     takes_steps: ClassVar[bool] = True
 
     inputs: Source = Field(
@@ -39,6 +41,7 @@ class Correct(Trained):
     )
     scales: bool = Field(default=True, description="match deviations too, by the scales of BatchNorms")
 
+    @in_pytorch
     def apply(self, model: Any, context: Context) -> Transformed:
         """Change biases and scales, and nothing else.
 

@@ -25,6 +25,7 @@ from tracker.rate_distortion.quantised import Quantised
 from tracker.rate_distortion.rounds import Round, Work, chosen, following, told
 from tracker.rate_distortion.start import start
 from tracker.rate_distortion.training import SAMPLES, Training
+from tracker.rate_distortion.twin import in_pytorch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,6 +38,7 @@ CALMER = 0.4  # learning rate of later rounds over that of the first: they adjus
 class Distill(Trained):
     """Quantisation-aware self-distillation with the coder's rate in the loss, for a given time."""
 
+    frameworks: ClassVar[frozenset[str]] = frozenset({"pytorch", "keras"})
     final: ClassVar[bool] = True
     aims: ClassVar[bool] = True
     takes_steps: ClassVar[bool] = True
@@ -76,6 +78,7 @@ class Distill(Trained):
         """See `Transform.logged`."""
         return [f"distill/{name}" for name in ("rate_weight", "bits_per_weight", "loss", "search_drop", "round")]
 
+    @in_pytorch
     def apply(self, model: Any, context: Context) -> Transformed:
         """Train, and give the smallest result that is transparent on the split for decisions.
 

@@ -34,7 +34,8 @@ class Trained(Transform):
             TrackerError: another framework, a torch.export program, or no floating-point parameters.
         """
         super().check_model(model, framework)
-        parameters_of(model)
+        if framework == "pytorch":
+            parameters_of(model)
 
 
 class Finetune(Trained):

@@ -21,6 +21,7 @@ from tracker.errors import TrackerError
 from tracker.rate_distortion.hooks import hooked
 from tracker.rate_distortion.inputs import Source, norms_of, one_batch
 from tracker.rate_distortion.rounding import following, rounded
+from tracker.rate_distortion.twin import in_pytorch
 
 LARGEST = 6144  # inputs of an output, beyond which a layer's covariance is too large, and it is rounded to nearest
 VECTORS = 1 << 14  # input vectors of which a covariance is measured
@@ -29,6 +30,7 @@ VECTORS = 1 << 14  # input vectors of which a covariance is measured
 class Round(Trained):
     """Choose each layer's integers by the outputs' error and by their bits."""
 
+    frameworks: ClassVar[frozenset[str]] = frozenset({"pytorch", "keras"})
     makes_steps: ClassVar[bool] = True
     takes_steps: ClassVar[bool] = True
 
@@ -45,6 +47,7 @@ class Round(Trained):
         default=0.5, ge=0, le=100, description="of bits against errors, over the balance that rounding to nearest has"
     )
 
+    @in_pytorch
     def apply(self, model: Any, context: Context) -> Transformed:
         """Round the weights of linear and convolution layers; all other tensors are left to the coder.
 

@@ -129,6 +129,13 @@ def write(variable: Any, values: Tensor) -> None:
     variable.assign(values.numpy().astype(np.dtype(variable.dtype), copy=False))
 
 
+def settle(model: Any) -> None:
+    """Let normalisations of inputs compute with the weights that they have now; they keep what they make of them."""
+    for item in model._flatten_layers():
+        if isinstance(item, load().layers.Normalization) and item.built and item.input_mean is None:
+            item.finalize_state()
+
+
 class Keras(Framework):
     """Models that are keras.Model."""
 
@@ -154,6 +161,7 @@ class Keras(Framework):
                 variable.assign(np.full(variable.shape, np.nan, np.float32))
         for name, (variable, order) in found.items():
             write(variable, order.to_variable(tensors[name].detach().cpu(), tuple(variable.shape)))
+        settle(model)
 
     def state(self, model: Any, given: Collection[str]) -> dict[str, Tensor]:
         """All weights; random seeds and the state of metrics and optimisers are none."""
@@ -181,9 +189,11 @@ class Keras(Framework):
             else:
                 twin = type(model).from_config(model.get_config())
                 twin.build_from_config(model.get_build_config())
+                twin.built = True  # Keras leaves it at False where a class has no build() of its own
             found = entries(twin)
             for name, (variable, _) in entries(model).items():
                 found[name].variable.assign(variable)
+            settle(twin)
         except Exception as error:  # a user's own class raises what it likes
             raise TrackerError(
                 f"the Keras model {type(model).__name__} cannot be copied ({' '.join(str(error).split())[:160]}); give "
