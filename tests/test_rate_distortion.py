@@ -16,6 +16,7 @@ from nncodec import nnc
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tracker.bitstream.state import coded_part, with_coded
 from tracker.codecs import nnc_tables, nnc_units
 from tracker.codecs.allocate import Allocate
 from tracker.codecs.base import Context, Judged, Target
@@ -242,6 +243,32 @@ def test_round_knows_weights_that_are_not_laid_out_by_outputs(kind: str) -> None
     nearest.get_parameter(name).data = (weight / step).round() * step
     errors = [float(F.mse_loss(other(given), model(given)).detach()) for other in (done.model, nearest)]
     assert errors[0] < 0.7 * errors[1]
+
+
+class Tied(nn.Module):
+    """Words in and out, with one table for both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.scores = nn.Embedding(40, 12), nn.Linear(12, 40, bias=False)
+        self.scores.weight = self.words.weight
+
+    def forward(self, given: Tensor) -> Tensor:
+        return self.scores(self.words(given).cumsum(1))
+
+
+def test_a_tied_tensor_is_allocated_and_rounded_once_and_judged_as_it_is_decoded() -> None:
+    torch.manual_seed(0)
+    model, tokens = Tied().eval(), torch.randint(40, (16, 20))
+    own = dataclasses.replace(context(model, classes=-1), calibration=lambda: [tokens])
+    assert set(Allocate(price=0.0).apply(copy.deepcopy(model), own).steps) == {"words.weight"}
+    done = Round().apply(copy.deepcopy(model), own)
+    assert set(done.exact) == {"words.weight"}
+    after = dataclasses.replace(own, steps=done.steps, exact=done.exact)
+    values = Nnc(qp=-14).approximate(coded_part(state_tensors(done.model)), done.model, after)
+    assert values is not None and torch.equal(values["words.weight"], done.model.scores.weight)
+    whole = with_coded(state_tensors(model), {"words.weight": values["words.weight"]})
+    assert torch.equal(whole["scores.weight"], values["words.weight"])
 
 
 def test_correction_leaves_alone_what_quantisation_does_not_change() -> None:

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tracker.bitstream.state import aliases
 from tracker.codecs.base import Context, Transformed
 from tracker.codecs.finetune import Trained, full_precision
 from tracker.errors import TrackerError
@@ -61,8 +62,13 @@ class Round(Trained):
         inputs = one_batch(self.inputs, context)
         wanted, follows = dict[str, Tensor](), self.follows(context)
         done: set[str] = set()
+        tied = aliases(context.state(network))  # coded under their first names
+
+        def note(name: str, _: nn.Module, given: Tensor) -> None:
+            wanted.setdefault(tied.get(name, name), given)
 
         def enter(name: str, module: nn.Module, given: Tensor) -> None:
+            name = tied.get(name, name)
             if name in done or name not in steps:
                 return
             done.add(name)
@@ -74,7 +80,7 @@ class Round(Trained):
         with torch.no_grad():
             if follows:
                 reference = full_precision(context.anchor, context.device, copied=True)
-                with entering(reference, lambda name, _, given: wanted.setdefault(name, given)):
+                with entering(reference, note):
                     context.predict(reference, inputs)
             with entering(network, enter):
                 context.predict(network, inputs)
