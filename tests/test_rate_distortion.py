@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from nncodec import nnc
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tracker.bitstream.state import coded_part, with_coded
 from tracker.codecs import nnc_tables, nnc_units
 from tracker.codecs.allocate import Allocate
 from tracker.codecs.base import Context, Judged, Target
@@ -206,6 +208,67 @@ def test_round_takes_the_steps_of_the_stage_before_or_of_the_coder() -> None:
     for module in (nearest[0], nearest[3], nearest[7]):
         module.weight.data = (module.weight / step).round() * step
     assert F.mse_loss(done.model(inputs), model(inputs)) < F.mse_loss(nearest(inputs), model(inputs))
+
+
+class Attention(nn.Module):
+    """Attention of a sequence to itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.MultiheadAttention(12, 3, batch_first=True)
+
+    def forward(self, given: Tensor) -> Tensor:
+        return self.inner(given, given, given, need_weights=False)[0]
+
+
+@pytest.mark.parametrize("kind", ["turned", "transposed", "attention"])
+def test_round_knows_weights_that_are_not_laid_out_by_outputs(kind: str) -> None:
+    torch.manual_seed(0)
+    name, given = "weight", torch.randn(64, 10, 12) @ torch.randn(12, 12)  # inputs that depend on each other
+    if kind == "turned":
+        model: Any = pytest.importorskip("transformers.pytorch_utils").Conv1D(9, 12)
+        nn.init.normal_(model.weight, std=0.3)
+    elif kind == "transposed":
+        model, given = nn.ConvTranspose2d(12, 5, 3, stride=2).to(memory_format=torch.channels_last), given.movedim(2, 1)
+        given = given[..., None].expand(-1, -1, -1, 4) + 0.1 * torch.randn(64, 12, 10, 4)
+    else:
+        model, name = Attention(), "inner.in_proj_weight"
+    own = dataclasses.replace(context(model, coder=Nnc(qp=-10), classes=None), calibration=lambda: [given])
+    done = Round(rate_weight=0).apply(copy.deepcopy(model.eval()), own)
+    assert set(done.exact) == {name}
+    step, weight = done.steps[name], model.get_parameter(name)
+    integers = done.model.get_parameter(name) / step
+    assert torch.allclose(integers, integers.round(), atol=1e-4)
+    nearest = copy.deepcopy(model)
+    nearest.get_parameter(name).data = (weight / step).round() * step
+    errors = [float(F.mse_loss(other(given), model(given)).detach()) for other in (done.model, nearest)]
+    assert errors[0] < 0.7 * errors[1]
+
+
+class Tied(nn.Module):
+    """Words in and out, with one table for both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.scores = nn.Embedding(40, 12), nn.Linear(12, 40, bias=False)
+        self.scores.weight = self.words.weight
+
+    def forward(self, given: Tensor) -> Tensor:
+        return self.scores(self.words(given).cumsum(1))
+
+
+def test_a_tied_tensor_is_allocated_and_rounded_once_and_judged_as_it_is_decoded() -> None:
+    torch.manual_seed(0)
+    model, tokens = Tied().eval(), torch.randint(40, (16, 20))
+    own = dataclasses.replace(context(model, classes=-1), calibration=lambda: [tokens])
+    assert set(Allocate(price=0.0).apply(copy.deepcopy(model), own).steps) == {"words.weight"}
+    done = Round().apply(copy.deepcopy(model), own)
+    assert set(done.exact) == {"words.weight"}
+    after = dataclasses.replace(own, steps=done.steps, exact=done.exact)
+    values = Nnc(qp=-14).approximate(coded_part(state_tensors(done.model)), done.model, after)
+    assert values is not None and torch.equal(values["words.weight"], done.model.scores.weight)
+    whole = with_coded(state_tensors(model), {"words.weight": values["words.weight"]})
+    assert torch.equal(whole["scores.weight"], values["words.weight"])
 
 
 def test_correction_leaves_alone_what_quantisation_does_not_change() -> None:

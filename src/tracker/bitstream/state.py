@@ -84,6 +84,12 @@ def coded_part(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return coded
 
 
+def with_coded(tensors: Mapping[str, Tensor], coded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict with what a coder makes of its `coded_part`, under tied names as well."""
+    tied = aliases(tensors)
+    return {name: coded.get(tied.get(name, name), tensor).to(tensor.dtype) for name, tensor in tensors.items()}
+
+
 def write_side(
     tensors: Mapping[str, Tensor], coded: Mapping[str, Tensor], integers: Mapping[str, Integers], folder: Path
 ) -> None:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, PrivateAttr
 from torch import Tensor
 
+from tracker.bitstream.state import aliases
 from tracker.codecs.base import Context, Transform, Transformed
 from tracker.errors import TrackerError
 from tracker.rate_distortion.inputs import Source, norms_of
@@ -84,8 +85,12 @@ class Allocate(Transform):
         """Rate and distortion of each tensor that is coded, by step size."""
         if context.coder is None:
             raise TrackerError("allocate needs a coder after it")
+        state = context.state(model)
+        tied = aliases(state)
         tensors = {
-            name: tensor for name, tensor in context.state(model).items() if tensor.is_floating_point() and tensor.ndim
+            name: tensor
+            for name, tensor in state.items()
+            if tensor.is_floating_point() and tensor.ndim and name not in tied
         }
         weighed = self._sensitivities(model, tensors, context)
         found = context.coder.costs({name: tensors[name] for name in weighed})

@@ -5,8 +5,9 @@ Layers are rounded in the order in which they run, each on inputs that come thro
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
@@ -15,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tracker.bitstream.state import aliases
 from tracker.codecs.base import Context, Transformed
 from tracker.codecs.finetune import Trained, full_precision
 from tracker.errors import TrackerError
@@ -25,6 +27,8 @@ from tracker.rate_distortion.twin import in_pytorch
 
 LARGEST = 6144  # inputs of an output, beyond which a layer's covariance is too large, and it is rounded to nearest
 VECTORS = 1 << 14  # input vectors of which a covariance is measured
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 class Round(Trained):
@@ -49,7 +53,7 @@ class Round(Trained):
 
     @in_pytorch
     def apply(self, model: Any, context: Context) -> Transformed:
-        """Round the weights of linear and convolution layers; all other tensors are left to the coder.
+        """Round the weights of the layers that `entering` tells of; all other tensors are left to the coder.
 
         Raises:
             TrackerError: the coder gives no step sizes.
@@ -61,26 +65,31 @@ class Round(Trained):
         inputs = one_batch(self.inputs, context)
         wanted, follows = dict[str, Tensor](), self.follows(context)
         done: set[str] = set()
+        tied = aliases(context.state(network))  # coded under their first names
+
+        def note(name: str, _: nn.Module, given: Tensor) -> None:
+            wanted.setdefault(tied.get(name, name), given)
 
         def enter(name: str, module: nn.Module, given: Tensor) -> None:
-            weight = module.weight
-            if name in done or f"{name}.weight" not in steps or not isinstance(weight, Tensor):
+            name = tied.get(name, name)
+            if name in done or name not in steps:
                 return
             done.add(name)
             before = wanted.pop(name, None)
             before = before if before is not None and before.shape == given.shape else None
-            weight.copy_(self.layer(module, weight, (before, given), steps[f"{name}.weight"]))
+            weight = by_outputs(module)
+            weight.copy_(self.layer(module, weight, (before, given), steps[name]))
 
         with torch.no_grad():
             if follows:
                 reference = full_precision(context.anchor, context.device, copied=True)
-                with entering(reference, lambda name, _, given: wanted.setdefault(name, given)):
+                with entering(reference, note):
                     context.predict(reference, inputs)
             with entering(network, enter):
                 context.predict(network, inputs)
         for tensor in (*network.parameters(), *network.buffers()):
             tensor.data = tensor.data.to("cpu")
-        return Transformed(network, steps=steps, exact={f"{name}.weight" for name in done})
+        return Transformed(network, steps=steps, exact=done)
 
     def follows(self, context: Context) -> bool:
         """Whether weights are changed first."""
@@ -90,7 +99,7 @@ class Round(Trained):
 
     def layer(self, module: nn.Module, weight: Tensor, given: tuple[Tensor | None, Tensor], step: float) -> Tensor:
         """A layer's rounded weights, for what enters it in the anchor (where that is to be followed) and here."""
-        groups = getattr(module, "groups", 1)
+        groups = getattr(module, "groups", 1) if isinstance(module, CONVOLUTIONS) else 1
         found = []
         for group, part in enumerate(weight.chunk(groups)):
             matrix = part.flatten(1)
@@ -108,8 +117,9 @@ class Round(Trained):
 
 def entered(module: Any, given: Tensor, group: int) -> Tensor:
     """What a layer multiplies its weights with: shape (vectors, inputs of an output), at most `VECTORS` of them."""
-    if isinstance(module, nn.Linear):
-        vectors = given.reshape(-1, given.shape[-1])
+    if not isinstance(module, CONVOLUTIONS):
+        vectors = given.movedim(1, -1) if isinstance(module, TRANSPOSED) else given
+        vectors = vectors.reshape(-1, vectors.shape[-1])
         return vectors[:: -(-len(vectors) // VECTORS)].float()
     channels = given.shape[1] // module.groups
     return patches(module, given[:, group * channels : (group + 1) * channels]).float()
@@ -136,14 +146,58 @@ def patches(module: Any, given: Tensor) -> Tensor:
     return view[torch.unravel_index(chosen, places)].flatten(1)
 
 
+def by_outputs(module: Any) -> Tensor:
+    """A view of a layer's weights with the outputs first; those of a transposed convolution are its pixels' squares."""
+    if isinstance(module, nn.MultiheadAttention):
+        return module.in_proj_weight
+    if isinstance(module, TRANSPOSED):
+        module.weight.data = module.weight.data.contiguous()  # or it would be a copy
+        return module.weight.flatten(1).T
+    return module.weight.T if turned(module) else module.weight
+
+
+def turned(module: nn.Module) -> bool:
+    """Whether it is transformers' own linear layer, which GPT-2 is made of: its weights have the inputs first."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
 @contextmanager
 def entering(model: nn.Module, told: Any) -> Iterator[None]:
-    """Tell what enters each linear and convolution layer, before it runs."""
-    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    """Tell what enters each linear and convolution layer, before it runs, by the name of its weights.
+
+    Of attention it is what queries, keys and values are made of, where that is the same; of transposed convolutions,
+    those without groups.
+    """
+
+    def tell(module: nn.Module, given: tuple[Any, ...], named: Mapping[str, Any], name: str) -> None:
+        own = inputs_of(module, given, named)
+        if own is not None:
+            told(name, module, own)
+
     hooks = [
-        module.register_forward_pre_hook(lambda module, given, name=name: told(name, module, given[0]))
+        module.register_forward_pre_hook(functools.partial(tell, name=f"{name}.{part}".lstrip(".")), with_kwargs=True)
         for name, module in model.named_modules()
-        if isinstance(module, kinds)
+        if (part := weights_of(module))
     ]
     with hooked(hooks):
         yield
+
+
+def weights_of(module: Any) -> str | None:
+    """The name of the weights that can be rounded here."""
+    if isinstance(module, nn.MultiheadAttention):
+        return "in_proj_weight" if module.in_proj_weight is not None else None
+    if isinstance(module, TRANSPOSED) and module.groups > 1:
+        return None
+    known = isinstance(module, (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)) or turned(module)
+    return "weight" if known and isinstance(module.weight, Tensor) else None
+
+
+def inputs_of(module: nn.Module, given: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor | None:
+    """What the weights are multiplied with; None where attention makes queries of one thing and keys of another."""
+    found = [*given, *named.values()]
+    if isinstance(module, nn.MultiheadAttention):
+        found = [*given[:3], *(named[key] for key in ("query", "key", "value") if key in named)]
+        if any(one is not found[0] for one in found[1:]):
+            return None
+    return found[0]

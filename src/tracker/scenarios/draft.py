@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tracker.bitstream import bitstream_bytes, decode_bitstream, encode_bitstream
-from tracker.bitstream.state import coded_part
+from tracker.bitstream.state import coded_part, with_coded
 from tracker.codecs.base import Context, Integers, Judged, Transform, Transformed
 from tracker.errors import TrackerError
 from tracker.frameworks import Framework
@@ -144,7 +144,7 @@ class Workshop:
             own = draft.context(self.context)
             coded = codec.coder.approximate(coded_part(tensors), draft.model, own)
             if coded is not None:
-                return {name: coded.get(name, tensor).to(tensor.dtype) for name, tensor in tensors.items()}
+                return with_coded(tensors, coded)
         with tempfile.TemporaryDirectory(prefix="judged-", dir=self.scratch) as folder:
             self._encode(codec, draft, Path(folder))
             return decode_bitstream(Path(folder), codec.coder.receiver())

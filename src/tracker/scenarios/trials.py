@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tracker.bitstream import bitstream_bytes, decode_bitstream, read_manifest
-from tracker.bitstream.state import coded_part
+from tracker.bitstream.state import coded_part, with_coded
 from tracker.codecs.base import Entry
 from tracker.codecs.chain import Codec, build_codec
 from tracker.errors import TrackerError
@@ -222,7 +222,7 @@ class _Measurement:
                 coded_part(tensors), self.draft.model, self.draft.context(self.bench.context)
             )
         if coded is not None:
-            self._evaluate({name: coded.get(name, tensor).to(tensor.dtype) for name, tensor in tensors.items()})
+            self._evaluate(with_coded(tensors, coded))
 
     def _encode(self) -> None:
         self.folder = self.scratch / "bitstream"
