@@ -58,7 +58,9 @@ class Distill(Trained):
         description="lambda, over the distortion of what training is given; null: the largest that stays transparent "
         "on the search split",
     )
-    learning_rate: float = Field(default=1e-3, gt=0, le=1, description="of weights; of others twice as much")
+    learning_rate: Literal["auto"] | Annotated[float, Field(gt=0, le=1)] = Field(
+        default="auto", description="of weights, of others twice as much; auto: 0.001 for kl and 0.0002 for mse"
+    )
     loss: Literal["auto", "mse", "kl"] = Field(
         default="auto",
         description="squared error over the anchor's variance, or divergence of the classes' "

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # and where that falls by 6 dB with each bit, lambda is 2 ln 2 times the distortion that it leads to.
 COARSER = {"kl": 1.5, "mse": 1.0}
 WEIGHT = {"kl": 7.0, "mse": 1.4}
+LEARNING_RATE = {"kl": 1e-3, "mse": 2e-4}  # for weights: squared errors suffer from every change
 
 
 class Start(NamedTuple):

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from tracker.codecs.base import Context
@@ -21,7 +20,9 @@ from tracker.errors import TrackerError
 from tracker.evaluation import cloned, on_device
 from tracker.rate_distortion.code_length import bits_of, code_lengths, quantised
 from tracker.rate_distortion.distortion import Distortion
+from tracker.rate_distortion.moved import moved
 from tracker.rate_distortion.quantised import Quantised, fine_step, on_grid
+from tracker.rate_distortion.start import LEARNING_RATE
 
 if TYPE_CHECKING:
     from tracker.codecs.distill import Distill
@@ -93,6 +94,8 @@ class Training:
         self.inputs = Inputs(context, size, crop, self.generator)
         output = self.taught(first)
         self.distance = Distortion.fitting(context, output, options.loss, options.temperature)
+        rate = options.learning_rate
+        self.learning_rate = LEARNING_RATE[self.distance.kind] if rate == "auto" else rate
         self.shifted = isinstance(first, Tensor) and first.ndim == 4 and not crop and self.distance.kind == "kl"
         self.flipped = self.shifted and self._agrees_mirrored(first, output)
         self.endless = self._endless()
@@ -125,7 +128,7 @@ class Training:
         """Training inputs, moved and mirrored at random, without end."""
         for inputs in self.endless:
             inputs = on_device(inputs, self.context.device, torch.float32)
-            yield self._moved(inputs) if self.shifted else inputs
+            yield moved(inputs, self.options.shift, self.flipped, self.generator) if self.shifted else inputs
 
     def distortion(self) -> float:
         """The mean loss of the quantised student, without its rate."""
@@ -182,7 +185,7 @@ class Training:
                 if done >= FROZEN and frozen is None:
                     frozen = self._frozen()
                 for group in optimiser.param_groups:
-                    group["lr"] = calm * options.learning_rate * RATES[group["name"]] * schedule(done)
+                    group["lr"] = calm * self.learning_rate * RATES[group["name"]] * schedule(done)
                 losses.append(self._step(optimiser, inputs, weight, frozen))
                 bar.update(int(100 * done) - bar.n)
         last = losses[-max(1, len(losses) // 10) :]
@@ -281,18 +284,6 @@ class Training:
     def _endless(self) -> Iterator[Any]:
         while True:
             yield from (inputs for inputs, _ in self.inputs.epoch())
-
-    def _moved(self, inputs: Tensor) -> Tensor:
-        """Images, shifted together by a few pixels, and half of them mirrored."""
-        if self.flipped:
-            chosen = torch.rand(len(inputs), generator=self.generator) < 0.5
-            inputs = torch.where(chosen.to(inputs.device)[:, None, None, None], inputs.flip(3), inputs)
-        reach = [int(length * self.options.shift) for length in inputs.shape[2:]]
-        top, left = (int(torch.randint(2 * most + 1, (1,), generator=self.generator)) for most in reach)
-        height, width = inputs.shape[2:]
-        padded = F.pad(inputs, (reach[1], reach[1], reach[0], reach[0]), mode="replicate")
-        found = padded[:, :, top : top + height, left : left + width]
-        return found.contiguous(memory_format=torch.channels_last)
 
 
 def schedule(done: float) -> float:

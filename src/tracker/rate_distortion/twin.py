@@ -84,6 +84,7 @@ class Studio:
             coder=Renaming.of(context.coder, self) if context.coder is not None else None,
             size=self._size if context.size is not None else None,
             steps={own[name]: size for name, size in context.steps.items() if name in own},
+            exact={own[name] for name in context.exact if name in own},
             kept=kept,
         )
 
@@ -115,6 +116,7 @@ class Studio:
             given,
             model=model,
             steps={names[name]: size for name, size in given.steps.items()},
+            exact={names[name] for name in given.exact},
             tables={title: [row(values) for values in rows] for title, rows in given.tables.items()},
         )
 
@@ -201,8 +203,9 @@ class Renaming(Coder):
 
     def approximate(self, tensors: Mapping[str, Tensor], model: Any, context: Context) -> Mapping[str, Tensor] | None:
         """See `Coder`."""
-        outer = self._studio.context
-        own = dataclasses.replace(outer, steps=self._out(context.steps), exact=context.exact)
+        outer, names = self._studio.context, self._studio.twin.names
+        exact = {names[name] for name in context.exact}
+        own = dataclasses.replace(outer, steps=self._out(context.steps), exact=exact)
         found = self._coder.approximate(self._out(tensors), self._studio.model, own)
         return None if found is None else self._back(found)
 
