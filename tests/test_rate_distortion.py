@@ -101,6 +101,12 @@ def test_the_working_point_is_the_last_within_a_drop_or_the_first_within_bytes()
     with pytest.raises(TrackerError, match="less than the 37 bytes of the smallest bitstream"):
         search(64, Target(0.0, 36))
     assert search(5, Target(-1.0)) == 0  # nothing is within it: the best there is
+    # Drops that fall again: what bisection meets first, and four places further; or all of them.
+    drops = [0.0] * 21 + [1.0] * 4 + [0.0] + [1.0] * 14 + [0.0] + [1.0] * 23
+    for target, last in ((Target(0.5, ahead=0), 20), (Target(0.5), 25), (Target(0.5, ahead=1000), 40)):
+        aimed = Context(base.predict, base.calibration, 0, "cpu", target=target)
+        found = working_point(64, int, lambda made: Judged(0.0, drops[made]), lambda made: 100 - made, aimed)
+        assert found.made == last
 
 
 def test_rates_and_errors_in_a_table_are_those_of_nncodec(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

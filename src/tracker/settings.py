@@ -41,6 +41,13 @@ class Aim(Section):
         description="one-sided, that the drop is within `drop` on other samples than the search split's too; null: "
         "the drop on these decides",
     )
+    ahead: int = Field(
+        default=4,
+        ge=0,
+        le=10_000,
+        description="how many working points beyond the last one within `drop` are looked at, as drops go up and down; "
+        "a number beyond all of them makes it a full scan",
+    )
 
     @property
     def key(self) -> str:

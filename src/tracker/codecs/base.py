@@ -108,10 +108,12 @@ class Target:
     Attributes:
         drop: the largest one.
         bytes: of the bitstream; None to go by the drop.
+        ahead: how many places beyond the last one within the drop are looked at: what is measured goes up and down.
     """
 
     drop: float = 0.0
     bytes: int | None = None
+    ahead: int = 4
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class Distill(Trained):
         "on the search split",
     )
     learning_rate: Literal["auto"] | Annotated[float, Field(gt=0, le=1)] = Field(
-        default="auto", description="of weights, of others twice as much; auto: 0.001 for kl and 0.0002 for mse"
+        default="auto", description="of weights, of others twice as much; auto: 0.0015 for kl and 0.0002 for mse"
     )
     loss: Literal["auto", "mse", "kl"] = Field(
         default="auto",

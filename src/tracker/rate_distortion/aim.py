@@ -11,7 +11,6 @@ from tracker.errors import TrackerError
 from tracker.tasks.base import ROUNDING
 
 T = TypeVar("T")
-AHEAD = 4  # places beyond the last one within a drop that are looked at: what is measured goes up and down along them
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,6 @@ def working_point(
     size: Callable[[T], int],
     context: Context,
     seen: dict[int, Found[T]] | None = None,
-    ahead: int = AHEAD,
 ) -> Found[T]:
     """Bisect a scale of `count` places, of which the first is the largest and best.
 
@@ -61,7 +59,6 @@ def working_point(
         size: of its bitstream.
         context: with the target.
         seen: all places that were looked at are added to it.
-        ahead: how many places beyond the last one within a drop are looked at.
 
     Returns:
         For a drop, the last place found within it, some of those after the one that bisection gives among them,
@@ -90,7 +87,7 @@ def working_point(
         else:
             low = found.place
     if not by_bytes:
-        beyond = [at(place) for place in range(high + 1, min(high + 1 + ahead, count))]
+        beyond = [at(place) for place in range(high + 1, min(high + 1 + context.target.ahead, count))]
         best = next((found for found in reversed(beyond) if found.meets(context)), best)
     if best is not None and (not by_bytes or best.place == high):
         return best

@@ -24,7 +24,7 @@ class _Round(torch.autograd.Function):
         return gradient
 
 
-def quantised(values: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+def quantised(values: Tensor, step: Tensor | float) -> tuple[Tensor, Tensor]:
     """Values on the grid of a step size, and the integers that they are.
 
     Gradients reach the values as they are, and the step as in Esser et al. 2020.

@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from tracker.rate_distortion.quantised import Quantised
     from tracker.rate_distortion.training import Training
 
-# Where training begins: steps so many times larger than those that it is given (weights may be multiples of these, of
-# which twice the step would leave half as many), and the first lambda over the distortion of these. Classes stay the
-# same under far more divergence, once it is trained to do no harm; a metric such as PSNR takes all of a squared error,
-# and where that falls by 6 dB with each bit, lambda is 2 ln 2 times the distortion that it leads to.
-COARSER = {"kl": 1.5, "mse": 1.0}
-WEIGHT = {"kl": 7.0, "mse": 1.4}
-LEARNING_RATE = {"kl": 1e-3, "mse": 2e-4}  # for weights: squared errors suffer from every change
+# Where training begins: steps so many times larger than those that it is given, and the first lambda over the
+# distortion of these. Classes stay the same under far more divergence, once it is trained to do no harm; a metric such
+# as PSNR takes all of a squared error, and where that falls by 6 dB with each bit, lambda is 2 ln 2 times the
+# distortion that it leads to.
+COARSER = {"kl": 2.5, "mse": 1.0}
+WEIGHT = {"kl": 12.0, "mse": 1.4}
+LEARNING_RATE = {"kl": 1.5e-3, "mse": 2e-4}  # for weights: squared errors suffer from every change
 
 
 class Start(NamedTuple):
@@ -44,5 +44,7 @@ def start(training: Training, context: Context) -> Start:
     assert context.judge is not None
     judged = context.judge(training.student)
     kind = training.distance.kind
+    if COARSER[kind] > 1:
+        training.spread(context.exact)
     training.set_steps({name: COARSER[kind] * size for name, size in training.sizes.items()})
     return Start(WEIGHT[kind], max(given.loss, 1e-12), given, judged)

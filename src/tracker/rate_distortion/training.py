@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -112,6 +112,17 @@ class Training:
         """Step sizes of the weights."""
         device = self.context.device
         self.logs = {n: torch.tensor(math.log(sizes[n]), device=device, requires_grad=True) for n in self.weights}
+
+    def spread(self, exact: Collection[str]) -> None:
+        """Weights that are multiples of their steps, moved at random within half a step, as if they had never been.
+
+        Of a coarser quantiser many of them would lie on the borders, and all of these be rounded the same way.
+        """
+        with torch.no_grad():
+            for name in self.weights:
+                if name in exact:
+                    noise = torch.rand(self.parameters[name].shape, generator=self.generator) - 0.5
+                    self.parameters[name] += (self.sizes[name] * noise).to(self.parameters[name])
 
     def taught(self, inputs: Any) -> Tensor:
         """The teacher's outputs."""
@@ -272,8 +283,7 @@ class Training:
             values[name], integers = quantised(self.parameters[name], sizes[name])
             bits = bits + bits_of(self.parameters[name] / sizes[name], code_lengths(integers))
         for name, size in self.vectors.items():
-            step = torch.tensor(size, device=self.context.device)
-            values[name] = quantised(self.parameters[name], step)[0]
+            values[name] = quantised(self.parameters[name], size)[0]
         return values, bits
 
     def _agrees_mirrored(self, inputs: Tensor, output: Tensor) -> bool:

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tracker.codecs.base import Coder, Stage, Target, Transform
 from tracker.codecs.chain import Codec
 from tracker.errors import TrackerError
-from tracker.rate_distortion.aim import AHEAD, Found, working_point
+from tracker.rate_distortion.aim import Found, working_point
 from tracker.scenarios.draft import Draft, Workshop
 
 if TYPE_CHECKING:
     from tracker.settings import Aim
     from tracker.tracking.run import MetricsOnly, Run
+
+
+ROUGHLY = 2  # of so many places one is looked at, where another stage goes on from what is found
 
 
 class Pivot(NamedTuple):
@@ -94,9 +97,10 @@ def aimed(codec: Codec, where: Pivot, draft: Draft, shop: Workshop, run: Run | M
         changed = with_stage(codec, where.stage, places[place])
         return changed, shop.through(changed, where.first, where.last, draft)
 
-    # What only begins there needs a drop to begin with, whatever its target, and no luck.
+    # What only begins there needs a drop to begin with, whatever its target, and neither luck nor every place.
     begins = where.last != codec.coder_name
-    context = replace(shop.context, target=Target(shop.context.target.drop)) if begins else shop.context
+    places = places[::ROUGHLY] if begins else places
+    context = replace(shop.context, target=Target(shop.context.target.drop, ahead=0)) if begins else shop.context
     found = working_point(
         len(places),
         make,
@@ -104,7 +108,6 @@ def aimed(codec: Codec, where: Pivot, draft: Draft, shop: Workshop, run: Run | M
         lambda made: shop.size(*made),
         context,
         seen,
-        0 if begins else AHEAD,
     )
     run.log_table([_row(one) for one in seen.values()], "target.json")
     run.log_metrics(places[found.place].found())
