@@ -18,11 +18,12 @@ from nncodec import nnc
 from scipy.stats import entropy
 from torch import nn
 
-from tracker.codecs.base import Context, Judged, Target
+from tracker.codecs.base import Context
 from tracker.codecs.chain import build_codec
 from tracker.codecs.distill import Distill
 from tracker.codecs.nnc import Nnc
 from tracker.codecs.nnc_steps import nearest_qp, step_size
+from tracker.codecs.records import Judged, Target
 from tracker.errors import TrackerError
 from tracker.rate_distortion import training
 from tracker.rate_distortion.code_length import bits_of, code_lengths, quantised

@@ -14,9 +14,10 @@ from conftest import Here, runs
 from torch import Tensor, nn
 
 from tracker.anchors.digits import Digits
-from tracker.codecs.base import Context, Transformed
+from tracker.codecs.base import Context
 from tracker.codecs.finetune import Finetune
 from tracker.codecs.finetune_inputs import side
+from tracker.codecs.records import Transformed
 from tracker.data.digits import Digits as DigitsData
 from tracker.errors import TrackerError
 from tracker.tasks.classification import Classification

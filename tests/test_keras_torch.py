@@ -15,9 +15,10 @@ from nncodec import nnc
 from torch import nn
 
 from tracker.anchors.keras_base import KerasAnchor
-from tracker.codecs.base import Context, Transformed
+from tracker.codecs.base import Context
 from tracker.codecs.correct import Correct
 from tracker.codecs.nnc import Nnc
+from tracker.codecs.records import Transformed
 from tracker.codecs.round import Round
 from tracker.errors import TrackerError
 from tracker.frameworks.keras import FRAMEWORK, load

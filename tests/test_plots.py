@@ -334,7 +334,7 @@ APPEND = """
 import torch
 from torch import nn
 from tracker.codecs import Transform
-from tracker.codecs.base import Transformed
+from tracker.codecs.records import Transformed
 from tracker.structure import Edit
 
 class Wide(Transform):

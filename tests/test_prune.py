@@ -22,8 +22,9 @@ from torch.nn import functional as F
 from tracker.aimet.winnow import Guard
 from tracker.anchors.digits import Digits
 from tracker.anchors.resnet_cifar import CifarResNet
-from tracker.codecs.base import Context, Transformed
+from tracker.codecs.base import Context
 from tracker.codecs.prune import Prune
+from tracker.codecs.records import Transformed
 from tracker.component import build
 from tracker.data.digits import Digits as DigitsData
 from tracker.errors import TrackerError

@@ -18,12 +18,13 @@ from torch.nn import functional
 from tracker.anchors.base import output_tensor
 from tracker.anchors.digits import Digits
 from tracker.bitstream import bitstream_bytes, decode_bitstream, encode_bitstream, read_manifest
-from tracker.codecs.base import Context, Transformed
+from tracker.codecs.base import Context
 from tracker.codecs.chain import Codec
 from tracker.codecs.floats import Fp16, Zstd
 from tracker.codecs.integers import Int8
 from tracker.codecs.nnc import Nnc
 from tracker.codecs.quantsim import QuantSim
+from tracker.codecs.records import Transformed
 from tracker.data.digits import Digits as DigitsData
 from tracker.errors import TrackerError
 from tracker.frameworks.pytorch import FRAMEWORK

@@ -19,10 +19,11 @@ from torch.nn import functional as F
 from tracker.bitstream.state import coded_part, with_coded
 from tracker.codecs import nnc_tables, nnc_units
 from tracker.codecs.allocate import Allocate
-from tracker.codecs.base import Context, Judged, Target
+from tracker.codecs.base import Context
 from tracker.codecs.correct import Correct
 from tracker.codecs.nnc import Nnc
 from tracker.codecs.nnc_steps import step_size
+from tracker.codecs.records import Judged, Target
 from tracker.codecs.round import Round, entered
 from tracker.errors import TrackerError
 from tracker.frameworks.pytorch import state_tensors

@@ -21,7 +21,8 @@ from torch import nn
 
 from tracker.anchors.base import output_tensor
 from tracker.anchors.digits import Digits
-from tracker.codecs.base import Context, Transformed
+from tracker.codecs.base import Context
+from tracker.codecs.records import Transformed
 from tracker.codecs.svd import Svd
 from tracker.codecs.weight_svd import WeightSvd
 from tracker.component import build

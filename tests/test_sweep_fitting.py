@@ -15,8 +15,8 @@ from conftest import Here, runs
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from torch import nn
 
-from tracker.codecs.base import Entry
 from tracker.codecs.nnc import Nnc
+from tracker.codecs.records import Entry
 from tracker.codecs.svd import Svd
 from tracker.codecs.weight_svd import WeightSvd
 from tracker.decomposition.options import largest_rank

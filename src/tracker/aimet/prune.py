@@ -24,7 +24,8 @@ from tracker.aimet.compressor import Work, adapted, replaced, run
 from tracker.aimet.layers import tied_weights
 from tracker.aimet.points import POINTS, generators, images, points
 from tracker.aimet.winnow import Guard, any_operation
-from tracker.codecs.base import Context, Transformed
+from tracker.codecs.base import Context
+from tracker.codecs.records import Transformed
 from tracker.decomposition.report import reported, tell_left
 from tracker.decomposition.scores import Agreement, Scores, scores_key
 from tracker.errors import TrackerError

@@ -21,7 +21,8 @@ from tracker.aimet import quantsim_graph as graph
 from tracker.aimet import quantsim_optimise as optimise
 from tracker.aimet import quantsim_report as report
 from tracker.aimet import quantsim_weights as quantising
-from tracker.codecs.base import Context, Transformed
+from tracker.codecs.base import Context
+from tracker.codecs.records import Transformed
 from tracker.errors import TrackerError
 from tracker.frameworks.pytorch import state_tensors
 from tracker.models import float_elements

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from tracker.codecs.base import Integers
+from tracker.codecs.records import Integers
 from tracker.models import float_elements
 
 if TYPE_CHECKING:

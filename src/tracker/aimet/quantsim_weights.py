@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tracker.aimet import Prepared
 from tracker.aimet.quantsim_graph import MEND, base, told
-from tracker.codecs.base import Integers
+from tracker.codecs.records import Integers
 from tracker.errors import TrackerError
 
 if TYPE_CHECKING:

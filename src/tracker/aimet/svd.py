@@ -18,7 +18,8 @@ from tracker import aimet
 from tracker.aimet import layers as aimet_layers
 from tracker.aimet.compressor import Tools, Work, adapted, run
 from tracker.aimet.layers import Found
-from tracker.codecs.base import Context, Transformed
+from tracker.codecs.base import Context
+from tracker.codecs.records import Transformed
 from tracker.decomposition.report import reported, tell_left
 from tracker.decomposition.scores import Agreement, Scores, scores_key
 from tracker.errors import TrackerError

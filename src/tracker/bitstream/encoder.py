@@ -10,8 +10,9 @@ from torch import Tensor
 
 from tracker.bitstream.manifest import Manifest, write_manifest
 from tracker.bitstream.state import coded_part, write_side
-from tracker.codecs.base import Context, Integers, TensorRecord
+from tracker.codecs.base import Context
 from tracker.codecs.chain import Codec
+from tracker.codecs.records import Integers, TensorRecord
 from tracker.structure import Edit
 
 

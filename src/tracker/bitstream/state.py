@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from tracker.codecs.base import Integers
+from tracker.codecs.records import Integers
 from tracker.errors import TrackerError
 from tracker.memory import physical_bytes
 

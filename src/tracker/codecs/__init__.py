@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tracker.codecs.base import Coder, Context, Integers, Stage, TensorRecord, Transform, Transformed
+    from tracker.codecs.base import Coder, Context, Stage, Transform
+    from tracker.codecs.records import Integers, TensorRecord, Transformed
     from tracker.structure.base import Edit
 
 __all__ = ["Coder", "Context", "Edit", "Integers", "Stage", "TensorRecord", "Transform", "Transformed"]
@@ -18,8 +19,9 @@ __all__ = ["Coder", "Context", "Edit", "Integers", "Stage", "TensorRecord", "Tra
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from tracker.codecs import base
+    from tracker.codecs import base, records
     from tracker.structure.base import Edit
 
-    globals().update({other: getattr(base, other) for other in __all__ if other != "Edit"}, Edit=Edit)
+    everything = {**vars(records), **vars(base), "Edit": Edit}
+    globals().update({other: everything[other] for other in __all__})
     return globals()[name]

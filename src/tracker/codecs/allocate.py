@@ -14,7 +14,8 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor
 
 from tracker.bitstream.state import aliases
-from tracker.codecs.base import Context, Transform, Transformed
+from tracker.codecs.base import Context, Transform
+from tracker.codecs.records import Transformed
 from tracker.errors import TrackerError
 from tracker.rate_distortion.inputs import Source, norms_of
 from tracker.rate_distortion.lagrangian import Curve, allocated, curve, prices

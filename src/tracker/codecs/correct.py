@@ -18,8 +18,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tracker.bitstream.state import coded_part
-from tracker.codecs.base import Context, Transformed
+from tracker.codecs.base import Context
 from tracker.codecs.finetune import Trained, full_precision
+from tracker.codecs.records import Transformed
 from tracker.frameworks.pytorch import state_tensors
 from tracker.rate_distortion.hooks import hooked
 from tracker.rate_distortion.inputs import Source, norms_of, one_batch

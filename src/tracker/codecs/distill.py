@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from tracker.codecs.base import Context, Transformed
+from tracker.codecs.base import Context
 from tracker.codecs.finetune import Trained, full_precision, repeatable, tensors_of
+from tracker.codecs.records import Transformed
 from tracker.errors import TrackerError
 from tracker.rate_distortion.inputs import Source, one_batch, split
 from tracker.rate_distortion.norms import plain_norms

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator
 
 from tracker.cache import cache_folder
-from tracker.codecs.base import Coder, Context, TensorRecord
+from tracker.codecs.base import Coder, Context
+from tracker.codecs.records import TensorRecord
 from tracker.errors import TrackerError
 
 if TYPE_CHECKING:

@@ -17,8 +17,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tracker.codecs.base import Context, Transform, Transformed
+from tracker.codecs.base import Context, Transform
 from tracker.codecs.finetune_training import Training, parameters_of, rank
+from tracker.codecs.records import Transformed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tracker.codecs.base import Context, TensorRecord
+from tracker.codecs.base import Context
 from tracker.codecs.packed import ZstdCoder
+from tracker.codecs.records import TensorRecord
 from tracker.errors import TrackerError
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from tracker.codecs.base import Context, TensorRecord
+from tracker.codecs.base import Context
 from tracker.codecs.packed import ZstdCoder
+from tracker.codecs.records import TensorRecord
 from tracker.errors import TrackerError
 
 

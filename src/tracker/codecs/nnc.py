@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tracker.codecs import nnc_steps
-from tracker.codecs.base import Context, Cost, Entry, TensorRecord
+from tracker.codecs.base import Context
 from tracker.codecs.nnc_arguments import arrays_of, escape, exact_of, keywords, steps_of, unescape
 from tracker.codecs.nnc_options import NncOptions
+from tracker.codecs.records import Cost, Entry, TensorRecord
 from tracker.errors import TrackerError
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from tracker.cache import cache_folder
 from tracker.codecs import nnc_units
-from tracker.codecs.base import Cost
 from tracker.codecs.nnc_steps import step_size
 from tracker.codecs.nnc_workers import each
+from tracker.codecs.records import Cost
 
 if TYPE_CHECKING:
     import numpy as np

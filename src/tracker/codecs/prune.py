@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from tracker.codecs.base import Context, Transformed
+from tracker.codecs.base import Context
+from tracker.codecs.records import Transformed
 from tracker.decomposition.options import ByLayer
 
 if TYPE_CHECKING:

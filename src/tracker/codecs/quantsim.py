@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from tracker import aimet
-from tracker.codecs.base import Context, Entry, Transform, Transformed
+from tracker.codecs.base import Context, Transform
+from tracker.codecs.records import Entry, Transformed
 from tracker.errors import unknown_layer
 
 if TYPE_CHECKING:

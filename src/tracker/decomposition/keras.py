@@ -16,7 +16,8 @@ import numpy as np
 from tqdm import tqdm
 
 from tracker.anchors.keras_base import traced_shapes
-from tracker.codecs.base import Context, Transformed
+from tracker.codecs.base import Context
+from tracker.codecs.records import Transformed
 from tracker.decomposition.keras_ranks import Cost, Shape, greedy, monotonic
 from tracker.decomposition.keras_split import decomposed, pair_of
 from tracker.decomposition.report import reported

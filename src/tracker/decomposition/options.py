@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tracker.codecs.base import Context, Entry, Transform, Transformed
+from tracker.codecs.base import Context, Transform
+from tracker.codecs.records import Entry, Transformed
 from tracker.errors import TrackerError, unknown_layer
 
 if TYPE_CHECKING:

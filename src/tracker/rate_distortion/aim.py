@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from tracker.codecs.base import Context, Judged
+from tracker.codecs.base import Context
+from tracker.codecs.records import Judged
 from tracker.errors import TrackerError
 from tracker.tasks.base import ROUNDING
 

@@ -29,6 +29,7 @@ PRIOR = 0.1  # weight of inputs being standard noise, over that of one BatchNorm
 ELEMENTS = 1 << 18  # of made inputs, about, where they are large
 LEAVES, FINE = 300, 2  # discs in a made picture, and the resolution they are drawn at, over the picture's
 MOST_BYTES = 8 << 20  # of calibration inputs in one batch
+EMBEDDED = 256  # bytes of a token or another index, once it is a short vector
 
 
 def one_batch(source: Source, context: Context) -> Any:
@@ -52,7 +53,9 @@ def _one_batch(source: Source, context: Context) -> Any:
     if not isinstance(first, Tensor):
         return first
     found = [first]
-    for more in itertools.islice(batches, max(0, MOST_BYTES // max(tensor_bytes(first), 1) - 1)):
+    # An index stands for a vector of what it is the number of.
+    size = tensor_bytes(first) if first.is_floating_point() else EMBEDDED * first.numel()
+    for more in itertools.islice(batches, max(0, MOST_BYTES // max(size, 1) - 1)):
         if more.shape[1:] != first.shape[1:]:
             break
         found.append(on_device(more, context.device, torch.float32))

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from tracker.codecs.base import Context, Judged
+from tracker.codecs.base import Context
+from tracker.codecs.records import Judged
 from tracker.errors import TrackerError
 from tracker.frameworks.pytorch import state_tensors
 from tracker.models import weights_digest

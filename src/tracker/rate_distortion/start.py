@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, NamedTuple
 
-from tracker.codecs.base import Context, Judged
+from tracker.codecs.base import Context
+from tracker.codecs.records import Judged
 
 if TYPE_CHECKING:
     from tracker.rate_distortion.quantised import Quantised

@@ -18,7 +18,8 @@ import torch
 from pydantic import PrivateAttr
 from torch import Tensor
 
-from tracker.codecs.base import Coder, Context, Cost, Judged, Stage, TensorRecord, Transformed
+from tracker.codecs.base import Coder, Context, Stage
+from tracker.codecs.records import Cost, Judged, TensorRecord, Transformed
 from tracker.errors import TrackerError
 from tracker.evaluation import cloned
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tracker.codecs.base import Coder, Stage, Target, Transform
+from tracker.codecs.base import Coder, Stage, Transform
 from tracker.codecs.chain import Codec
+from tracker.codecs.records import Target
 from tracker.errors import TrackerError
 from tracker.rate_distortion.aim import Found, working_point
 from tracker.scenarios.draft import Draft, Workshop

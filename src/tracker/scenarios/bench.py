@@ -17,7 +17,8 @@ from omegaconf import OmegaConf
 from tracker import models
 from tracker.bitstream.state import coded_part
 from tracker.cache import cache_folder
-from tracker.codecs.base import Context, Target
+from tracker.codecs.base import Context
+from tracker.codecs.records import Target
 from tracker.data.base import shuffled
 from tracker.errors import TrackerError
 from tracker.evaluation import Batches, cloned, evaluate, predict_one

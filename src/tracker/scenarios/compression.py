@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tracker.bitstream import bitstream_bytes, decode_bitstream, encode_bitstream, read_manifest
-from tracker.codecs.base import TensorRecord
+from tracker.codecs.records import TensorRecord
 from tracker.flavor.predictor import Predictor
 from tracker.flavor.signature import LOOKED_AT, signature
 from tracker.memory import reset_peak

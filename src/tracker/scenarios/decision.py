@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from tracker.codecs.base import Judged, Target
+from tracker.codecs.records import Judged, Target
 from tracker.errors import TrackerError
 from tracker.scenarios.job import Job
 from tracker.scenarios.mixed import Mixed

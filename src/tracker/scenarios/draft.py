@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from tracker.bitstream import bitstream_bytes, decode_bitstream, encode_bitstream
 from tracker.bitstream.state import coded_part, with_coded
-from tracker.codecs.base import Context, Integers, Judged, Transform, Transformed
+from tracker.codecs.base import Context, Transform
+from tracker.codecs.records import Integers, Judged, Transformed
 from tracker.errors import TrackerError
 from tracker.frameworks import Framework
 from tracker.models import float_elements

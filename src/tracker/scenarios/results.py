@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tracker.codecs.base import TensorRecord
 from tracker.codecs.chain import Codec
+from tracker.codecs.records import TensorRecord
 from tracker.memory import peak_memory_mib
 from tracker.models import mean_squared_errors
 from tracker.scenarios.decision import Decision

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tracker.codecs.base import Transformed
+from tracker.codecs.records import Transformed
 from tracker.scenarios import aiming
 from tracker.scenarios.draft import Draft, Workshop
 

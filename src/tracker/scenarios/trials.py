@@ -16,8 +16,8 @@ import numpy as np
 
 from tracker.bitstream import bitstream_bytes, decode_bitstream, read_manifest
 from tracker.bitstream.state import coded_part, with_coded
-from tracker.codecs.base import Entry
 from tracker.codecs.chain import Codec, build_codec
+from tracker.codecs.records import Entry
 from tracker.errors import TrackerError
 from tracker.evaluation import tensor_bytes
 from tracker.memory import peak_memory_mib

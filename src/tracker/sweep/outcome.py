@@ -12,7 +12,7 @@ from tracker.sweep.conditions import Comparison, excess
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from tracker.codecs.base import Entry
+    from tracker.codecs.records import Entry
     from tracker.tracking.run import Run
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from optuna import Trial
     from optuna.distributions import BaseDistribution
 
-    from tracker.codecs.base import Entry
+    from tracker.codecs.records import Entry
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tracker.codecs.base import Entry
+from tracker.codecs.records import Entry
 from tracker.component import locate
 from tracker.errors import TrackerError
 from tracker.scenarios.job import Job, read_job
