@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tracker.data.base import Decoded, Samples
-from tracker.evaluation import Batches, evaluate_until
+from tracker.evaluation import Batches, evaluate, evaluate_until
 from tracker.scenarios.job import Job
 from tracker.tasks.base import Evaluation
 from tracker.tasks.rejection import Rejection
@@ -45,26 +45,26 @@ class Mixed:
             The performance on all samples, with scores in the data set's order and no extras, or why it is not known.
         """
         task, scores = self.job.task, anchor.scores if anchor is not None else None
-        rejection, seen = None, 0
-        if confidence is not None and scores is not None and task.score_range is not None:
-            width = task.score_range[1] - task.score_range[0]
-            rejection = Rejection(drop, -width, width, len(scores), confidence)
-            expected = scores[self.order, 0]
+        words = (self.job.anchor, model, task, self.batches, self.device, label)
+        between = task.score_range
+        if confidence is None or scores is None or between is None:  # nothing would end it, so no outputs are kept
+            return self._sorted(evaluate(*words))
+        width, expected, seen = between[1] - between[0], scores[self.order, 0], 0
+        rejection = Rejection(drop, -width, width, len(scores), confidence)
 
         def enough(found: np.ndarray) -> bool:
             nonlocal seen
-            if rejection is None:
-                return False
             drops = expected[seen : seen + len(found)] - found[:, 0]
             seen += len(found)
             return rejection.add(drops if task.higher_is_better else -drops)
 
-        found = evaluate_until(self.job.anchor, model, task, self.batches, self.device, label, enough)
-        if found is None:
-            assert rejection is not None
-            return rejection
+        found = evaluate_until(*words, enough)
+        return rejection if found is None else self._sorted(found)
+
+    def _sorted(self, found: Evaluation) -> Evaluation:
+        """With scores in the data set's order."""
         if found.scores is None:
             return found
-        sorted_scores = np.empty_like(found.scores)
-        sorted_scores[self.order] = found.scores
-        return dataclasses.replace(found, scores=sorted_scores, extras={})
+        scores = np.empty_like(found.scores)
+        scores[self.order] = found.scores
+        return dataclasses.replace(found, scores=scores, extras={})
