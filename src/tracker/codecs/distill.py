@@ -121,8 +121,8 @@ class Distill(Trained):
     def _rounds(self, student: Any, teacher: Any, context: Context) -> list[Round]:
         """Round after round, each with the lambda that those before it suggest; on from where it was killed."""
         assert context.judge is not None
-        work = Work(self, student, context)
         training = Training(self, student, teacher, context)
+        work = Work(self, training, context)
         if not work.done:
             begun = start(training, context)
             size = self._bytes(begun.given, student, context)

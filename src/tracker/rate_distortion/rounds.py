@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from tracker.codecs.base import Context
 from tracker.codecs.records import Judged
@@ -65,16 +65,16 @@ class Work:
         distortion: at the start.
     """
 
-    def __init__(self, options: Distill, student: nn.Module, context: Context) -> None:
+    def __init__(self, options: Distill, training: Training, context: Context) -> None:
         """Read what a killed command left of the same work.
 
         Args:
             options: of the stage.
-            student: as it comes to it.
+            training: of which nothing is done yet.
             context: of the run.
         """
-        own = weights_digest(state_tensors(student))
-        given = (dict(context.steps), asdict(context.target))
+        own = weights_digest(state_tensors(training.student))
+        given = ({**training.sizes, **training.vectors}, sorted(context.exact), asdict(context.target))
         parts = (options.model_dump(), own, context.key(), context.seed, *given, context.device)
         self.checkpoint = Checkpoint("distill", *parts)
         self.done: list[Round] = []
