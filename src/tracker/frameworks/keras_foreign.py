@@ -51,7 +51,8 @@ class Foreign(nn.Module):
         leaves = tree.flatten((args, keywords))
         places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        plan = Plan((args, keywords), constants, places)
+        # Not the tensors: a kind of call would keep those of the first, and their graph.
+        plan = Plan(tree.map_structure(lambda _: 0, (args, keywords)), constants, places)
         values = [
             layout.to_variable(getattr(self, f"weight{number}"), shape)
             for number, (layout, shape) in enumerate(self.layouts)

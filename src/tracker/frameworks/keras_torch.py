@@ -31,7 +31,8 @@ class Twin(nn.Module):
         """Rebuild a model.
 
         Args:
-            model: of Keras, with weights; not changed and not kept, but for layers that PyTorch lacks.
+            model: of Keras, with weights; not changed. Its graph is kept, which calls the modules, and layers that
+                PyTorch lacks; its weights are copied.
             apart: whether each layer becomes a module; otherwise the model as a whole runs on TensorFlow.
         """
         super().__init__()
