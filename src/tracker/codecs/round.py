@@ -121,7 +121,7 @@ def entered(module: Any, given: Tensor, group: int) -> Tensor:
     if not isinstance(module, CONVOLUTIONS):
         vectors = given.movedim(1, -1) if isinstance(module, TRANSPOSED) else given
         vectors = vectors.reshape(-1, vectors.shape[-1])
-        return vectors[:: -(-len(vectors) // VECTORS)].float()
+        return vectors[:: max(1, -(-len(vectors) // VECTORS))].float()
     channels = given.shape[1] // module.groups
     return patches(module, given[:, group * channels : (group + 1) * channels]).float()
 
