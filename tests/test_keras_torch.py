@@ -296,7 +296,7 @@ def test_rounded_and_corrected_weights_are_nearer_to_the_anchor_than_to_nearest(
     for name in ("conv2d/kernel", "dense/kernel"):
         scaled = outside.state(given.model)[name] / steps[name]
         assert torch.allclose(scaled, scaled.round(), atol=1e-3)
-    after = Correct().apply(FRAMEWORK.copy(given.model), context(model, steps=given.steps, exact=True))
+    after = Correct().apply(FRAMEWORK.copy(given.model), context(model, steps=given.steps, exact=given.exact))
     assert error(after.model) < error(nearest) / 2
     changed, before = outside.state(after.model), outside.state(given.model)
     assert torch.equal(changed["conv2d/kernel"], before["conv2d/kernel"])
@@ -316,7 +316,7 @@ def test_a_predict_that_pytorch_cannot_follow_is_refused_in_one_line() -> None:
 
 @pytest.mark.slow
 def test_the_presets_are_smaller_than_nnc_and_transparent(here: Here, ready: Path) -> None:
-    for words in (("+codec=nnc", "target.drop=0.005"), ("+codec=nnc_fast",), ("+codec=[distill,nnc]", *SHORT)):
+    for words in (("+codec=nnc", "target.drop=0.005"), ("+codec=nnc_fast",), ("+codec=nnc_calibrated", *SHORT)):
         done = here("anchor=keras_digits", *words, "tracking.evaluate_stages=false")
         assert done.returncode == 0, done.stderr
     plain, fast, distilled = runs(ready, "compression")
