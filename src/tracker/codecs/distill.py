@@ -1,10 +1,11 @@
 """Training through the quantiser: a network that is small once coded, with the anchor's outputs as targets.
 
 Quantised weights run forward, gradients pass the rounding straight through (Bengio et al. 2013), step sizes are learned
-with the weights (Esser et al. 2020, "Learned Step Size Quantization"), and the loss is distortion + lambda * rate: how
-far the outputs are from the anchor's (Hinton et al. 2015), and the bits that an adaptive entropy coder takes for the
-integers, as in Wiedemann et al. 2020, "Entropy-constrained training of deep neural networks". No labels are used. Which
-lambda is right is found in rounds, each of which goes on from the one before, by the drop on the split for decisions.
+with the weights (Esser et al. 2020, "Learned Step Size Quantization") unless squared errors are the loss, and the loss
+is distortion + lambda * rate: how far the outputs are from the anchor's (Hinton et al. 2015), and the bits that an
+adaptive entropy coder takes for the integers, as in Wiedemann et al. 2020, "Entropy-constrained training of deep neural
+networks". No labels are used. Which lambda is right is found in rounds, each of which goes on from the one before, by
+the drop on the split for decisions.
 """
 
 from __future__ import annotations

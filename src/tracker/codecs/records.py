@@ -87,7 +87,7 @@ class Judged:
 
     Attributes:
         drop: on it.
-        bound: the largest drop that is likely (`Target.confidence`); what decides.
+        bound: the largest drop that is likely (by ``target.confidence``); what decides.
     """
 
     drop: float

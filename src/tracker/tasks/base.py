@@ -99,7 +99,8 @@ class Task(Component):
     def score_range(self) -> tuple[float, float] | None:
         """Between what the first column of scores lies, where `performance` is its mean; None where there is no bound.
 
-        With it, the evaluation of a sweep's trial stops as soon as its drop can no longer be within the tolerance.
+        With it, the evaluation of a sweep's trial, or of a working point on the way to a target, stops as soon as its
+        drop can no longer be small enough.
         """
         return None
 
