@@ -92,11 +92,10 @@ def aimed(codec: Codec, where: Pivot, draft: Draft, shop: Workshop, run: Run | M
                 "out"
             )
         return codec
-    seen: dict[int, Found[tuple[Codec, Draft]]] = {}
+    seen: dict[int, Found[Codec]] = {}
 
-    def make(place: int) -> tuple[Codec, Draft]:
-        changed = with_stage(codec, where.stage, places[place])
-        return changed, shop.through(changed, where.first, where.last, draft)
+    def through(changed: Codec) -> Draft:  # made for its figure and given up: models of all places would not fit
+        return shop.through(changed, where.first, where.last, draft)
 
     # What only begins there needs a drop to begin with, whatever its target, and neither luck nor every place.
     begins = where.last != codec.coder_name
@@ -104,15 +103,15 @@ def aimed(codec: Codec, where: Pivot, draft: Draft, shop: Workshop, run: Run | M
     context = replace(shop.context, target=Target(shop.context.target.drop, ahead=0)) if begins else shop.context
     found = working_point(
         len(places),
-        make,
-        lambda made: shop.judge(*made),
-        lambda made: shop.size(*made),
+        lambda place: with_stage(codec, where.stage, places[place]),
+        lambda changed: shop.judge(changed, through(changed)),
+        lambda changed: shop.size(changed, through(changed)),
         context,
         seen,
     )
     run.log_table([_row(one) for one in seen.values()], "target.json")
     run.log_metrics(places[found.place].found())
-    return found.made[0]
+    return found.made
 
 
 def with_stage(codec: Codec, name: str, stage: Stage) -> Codec:
