@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 
+from tracker.anchors.digits import Digits
+from tracker.codecs.records import Target
+from tracker.data.digits import Digits as DigitsData
+from tracker.evaluation import Batches, evaluate
+from tracker.scenarios.decision import Judge
+from tracker.scenarios.mixed import Mixed
+from tracker.settings import Aim, Transparency
+from tracker.tasks.base import Evaluation
+from tracker.tasks.classification import Classification
 from tracker.tasks.rejection import Rejection
 
 
@@ -49,3 +62,47 @@ def test_a_transparent_model_is_looked_at_to_the_end() -> None:
     assert not rejection.add(drops(100, 110, 5000, generator))
     assert rejection.seen == 5000
     assert rejection.drop == pytest.approx(-10 / 5000)
+
+
+@pytest.fixture(scope="module")
+def job(cache: object) -> Any:
+    """What `Mixed` and `Judge` need of one: the digits, in small batches."""
+    settings = SimpleNamespace(target=Aim(), transparency=Transparency(), seed=0)
+    task = Classification(batch_size=16)
+    return SimpleNamespace(anchor=Digits(name="digits"), task=task, data=DigitsData(), settings=settings)
+
+
+@pytest.fixture(scope="module")
+def trained(job: Any) -> torch.nn.Module:
+    model = job.anchor.build()
+    model.load_state_dict(dict(job.anchor.weights()))
+    return model
+
+
+def test_a_split_in_random_order_is_left_early_and_else_gives_what_it_gives_in_its_own(
+    job: Any, trained: torch.nn.Module
+) -> None:
+    samples = job.data.samples("search")
+    mixed = Mixed(job, samples, "cpu")
+    plain = evaluate(job.anchor, trained, job.task, Batches(samples, job.anchor, job.task), "cpu", "plain")
+    assert plain.scores is not None
+    whole = mixed.evaluate(trained, None, 0.0, None, "whole")
+    again = mixed.evaluate(trained, plain, 0.005, 0.95, "whole")
+    for found in (whole, again):
+        assert isinstance(found, Evaluation) and found.metrics == plain.metrics
+        assert np.array_equal(found.scores, plain.scores)
+    left = mixed.evaluate(job.anchor.build(), plain, 0.005, 0.95, "left")
+    assert isinstance(left, Rejection) and left.seen < len(samples) / 4 and left.drop > 0.3
+
+
+def test_only_a_target_drop_lets_a_judge_leave_early(job: Any, trained: torch.nn.Module) -> None:
+    torch.manual_seed(0)
+    poor = job.anchor.build()
+    samples = job.data.samples("search")
+    found = evaluate(job.anchor, poor, job.task, Batches(samples, job.anchor, job.task), "cpu", "poor")
+    by_bytes = Judge(job, trained, "cpu", Target(0.005, bytes=1000))
+    exact = by_bytes.anchor.metrics["top1"] - found.metrics["top1"]
+    assert by_bytes(poor).drop == pytest.approx(exact)
+    by_drop = Judge(job, trained, "cpu", Target(0.005))
+    assert by_drop(poor).bound > 0.005 and by_drop(poor).drop != pytest.approx(exact, abs=1e-4)
+    assert by_drop(trained).drop == 0 and by_drop(trained).bound == pytest.approx(0.0)
