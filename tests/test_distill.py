@@ -141,7 +141,7 @@ def test_sensitivities_are_the_diagonal_of_the_gauss_newton_matrix() -> None:
 
 def test_training_begins_with_the_steps_of_the_stage_before_or_of_the_coder() -> None:
     model, context = linear()
-    given = {"0.weight": step_size(-9, 2)}
+    given = {"0.weight": step_size(-19, 3)}  # of a finer grid than training ends on
     context = dataclasses.replace(context, coder=Nnc(qp=-14), steps=given, state=lambda model: model.state_dict())
     stage = Distill(loss="mse", batch_size=16, steps=1, rounds=1)
     training = Training(stage, copy.deepcopy(model), model, context)

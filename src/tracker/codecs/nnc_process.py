@@ -56,7 +56,7 @@ def _served(asked: IO[bytes], answers: IO[bytes]) -> bool:
     """Answer once; nothing of it stays in memory. False where there is nothing more to do."""
     try:
         function, arguments = hear(asked)
-    except EOFError:
+    except (EOFError, pickle.UnpicklingError):  # it may have been killed in the middle of a word
         return False
     try:
         answer = DONE, function(*arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -40,6 +41,11 @@ class Quantised:
 def on_grid(size: float) -> float:
     """The nearest step size that NNC has."""
     return step_size(nearest_qp(size, DENSITY), DENSITY)
+
+
+def allowed(size: float, given: float) -> float:
+    """The step size that was given where it is that, whatever grid it is on; else the nearest that NNC has."""
+    return given if math.isclose(size, given, rel_tol=1e-5) else on_grid(size)
 
 
 def fine_step(vector: Tensor) -> float:

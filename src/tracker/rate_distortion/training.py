@@ -22,7 +22,7 @@ from tracker.frameworks.pytorch import has_bfloat16
 from tracker.rate_distortion.code_length import bits_of, code_lengths, quantised
 from tracker.rate_distortion.distortion import Distortion
 from tracker.rate_distortion.moved import moved
-from tracker.rate_distortion.quantised import Quantised, fine_step, on_grid
+from tracker.rate_distortion.quantised import Quantised, allowed, fine_step
 from tracker.rate_distortion.start import LEARNING_RATE
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class Training:
     def snapshot(self) -> Quantised:
         """The quantised student as it is coded: steps on the grid."""
         with torch.no_grad():
-            sizes = {name: on_grid(float(log.exp())) for name, log in self.logs.items()}
+            sizes = {name: allowed(float(log.exp()), self.sizes[name]) for name, log in self.logs.items()}
             tensors = {name: torch.tensor(size, device=self.context.device) for name, size in sizes.items()}
             values, bits = self._quantised(tensors)
             values = {name: tensor.detach().clone() for name, tensor in values.items()}
@@ -269,8 +269,8 @@ class Training:
 
     def _frozen(self) -> dict[str, Tensor]:
         """Steps on the grid, on which they stay."""
-        for log in self.logs.values():
-            log.data.fill_(math.log(on_grid(float(log.detach().exp()))))
+        for name, log in self.logs.items():
+            log.data.fill_(math.log(allowed(float(log.detach().exp()), self.sizes[name])))
         return {name: log.detach().exp() for name, log in self.logs.items()}
 
     def _quantised(self, sizes: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
