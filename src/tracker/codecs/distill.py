@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 FIRST = 0.8  # share of the first round in all of the time; the others share the rest
-CALMER = 0.4  # learning rate of later rounds over that of the first: they adjust what it has learned
+CALMER = 0.15  # learning rate of later rounds over that of the first: they mend what it has learned
 
 
 class Distill(Trained):
