@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tracker.codecs.distill import Distill
 
 log = logging.getLogger(__name__)
-FACTOR = 2.0  # by which lambda changes from round to round, until one is found to be too large
+FACTOR = 1.5  # by which lambda changes from round to round, until one is found to be too large
 
 
 @dataclass

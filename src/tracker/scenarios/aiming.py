@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from tracker.tracking.run import MetricsOnly, Run
 
 
-ROUGHLY = 2  # of so many places one is looked at, where another stage goes on from what is found
-
-
 class Pivot(NamedTuple):
     """Where a chain is changed to reach a target.
 
@@ -97,9 +94,8 @@ def aimed(codec: Codec, where: Pivot, draft: Draft, shop: Workshop, run: Run | M
     def through(changed: Codec) -> Draft:  # made for its figure and given up: models of all places would not fit
         return shop.through(changed, where.first, where.last, draft)
 
-    # What only begins there needs a drop to begin with, whatever its target, and neither luck nor every place.
+    # What only begins there needs a drop to begin with, whatever its target, and no luck.
     begins = where.last != codec.coder_name
-    places = places[::ROUGHLY] if begins else places
     context = replace(shop.context, target=Target(shop.context.target.drop, ahead=0)) if begins else shop.context
     found = working_point(
         len(places),
