@@ -810,8 +810,8 @@ def test_the_preview_of_nnc_is_what_its_decoder_gives(options: dict[str, Any], t
     generator = torch.Generator().manual_seed(0)
     tensors = {"a_G.weight": torch.randn(12, 6, 3, 3, generator=generator), "b": torch.randn(7, generator=generator)}
     coder = Nnc(qp=-20, **options)
-    preview = coder.preview(tensors, None, None)
-    coder.encode(tensors, tmp_path, None, None)
+    preview = coder.preview(tensors, nn.Module(), CONTEXT)
+    coder.encode(tensors, tmp_path, nn.Module(), CONTEXT)
     decoded = coder.decode(tmp_path)
     assert preview is not None
     assert sorted(preview) == sorted(decoded)
@@ -828,7 +828,7 @@ def test_a_qp_between_two_steps_is_one_of_a_finer_density(
     generator = torch.Generator().manual_seed(0)
     tensors = {"w": torch.randn(12, 6, 3, 3, generator=generator), "b": torch.randn(7, generator=generator)}
     coder = Nnc(qp=qp, qp_density=density, nonweight_qp=-20)
-    records = coder.encode(tensors, tmp_path, None, None)
+    records = coder.encode(tensors, tmp_path, nn.Module(), CONTEXT)
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     options = {
         **DEFAULT,
@@ -854,8 +854,8 @@ def test_a_qp_between_the_finest_steps_is_refused() -> None:
 def test_slopes_change_the_qp_of_the_first_and_the_last_weights(tmp_path: Path) -> None:
     tensors = {f"w{index}": torch.randn(8, 8) for index in range(5)} | {"b": torch.randn(8)}
     coder = Nnc(qp=-20, qp_early=-4, qp_late=2, nonweight_qp=-40)
-    steps = [record.step_size for record in coder.encode(tensors, tmp_path, None, None)]
+    steps = [record.step_size for record in coder.encode(tensors, tmp_path, nn.Module(), CONTEXT)]
     wanted = [step_size(qp, 2) for qp in (-24, -22, -20, -19, -18, -40)]
     assert steps == wanted
     own = Nnc(qp=-20, qp_early=-4, qp_per_tensor={"w0": -30})
-    assert own.encode(tensors, tmp_path, None, None)[0].step_size == step_size(-30, 2)
+    assert own.encode(tensors, tmp_path, nn.Module(), CONTEXT)[0].step_size == step_size(-30, 2)
