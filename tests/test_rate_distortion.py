@@ -382,13 +382,12 @@ def test_a_target_drop_decides_on_the_search_split(here: Here, ready: Path) -> N
     assert sizes[0] > sizes[1] >= sizes[2]
 
 
-def test_the_bound_holds_on_as_many_other_samples() -> None:
-    """Of normal drops, the expanded bootstrap's bound holds on other samples as often as it says."""
+def test_the_bound_of_few_samples_is_that_of_students_distribution() -> None:
+    """Of normal drops, the expanded bootstrap's bound holds as often as it says, where the plain one does not."""
     generator = np.random.default_rng(0)
     for count in (3, 8, 200):
         drops = generator.normal(0.0, 1.0, (4000, count))
         deviations = drops.std(axis=1) / np.sqrt(count)  # what a bootstrap of means estimates
         bounds = drops.mean(axis=1) + 0.9945 * deviations * expansion(count, 0.84)
-        others = generator.normal(0.0, 1.0, (4000, count)).mean(axis=1)
-        assert np.mean(bounds >= others) == pytest.approx(0.84, abs=0.025)
+        assert np.mean(bounds >= 0) == pytest.approx(0.84, abs=0.025)
     assert expansion(2, 0.5) == 1.0

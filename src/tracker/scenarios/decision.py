@@ -129,11 +129,8 @@ class Judge:
 
 
 def expansion(count: int, confidence: float) -> float:
-    """By how much a percentile interval of a mean is too narrow to hold the mean of as many other samples.
-
-    Of few samples it is narrow by Student's quantile over the normal one, and by the bias of the deviation (Hesterberg
-    2015, "What Teachers Should Know About the Bootstrap", section 4.1). The other mean is as uncertain as this one, and
-    the variance of their difference twice as large.
+    """By how much a percentile interval of few samples is too narrow (Hesterberg 2015, "What Teachers Should Know About
+    the Bootstrap", section 4.1): Student's quantile over the normal one, and the bias of the deviation.
 
     Args:
         count: of samples, at least 2.
@@ -143,4 +140,4 @@ def expansion(count: int, confidence: float) -> float:
 
     if confidence <= 0.5:
         return 1.0
-    return float(t.ppf(confidence, count - 1) / norm.ppf(confidence) * math.sqrt(2 * count / (count - 1)))
+    return float(t.ppf(confidence, count - 1) / norm.ppf(confidence) * math.sqrt(count / (count - 1)))
