@@ -86,7 +86,7 @@ def test_a_split_in_random_order_is_left_early_and_else_gives_what_it_gives_in_i
     mixed = Mixed(job, samples, "cpu")
     plain = evaluate(job.anchor, trained, job.task, Batches(samples, job.anchor, job.task), "cpu", "plain")
     assert plain.scores is not None
-    whole = mixed.evaluate(trained, None, 0.0, None, "whole")
+    whole = mixed.whole(trained, "whole")
     again = mixed.evaluate(trained, plain, 0.005, 0.95, "whole")
     for found in (whole, again):
         assert isinstance(found, Evaluation) and found.metrics == plain.metrics

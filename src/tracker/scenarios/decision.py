@@ -103,9 +103,7 @@ class Judge:
     @cached_property
     def anchor(self) -> Evaluation:
         """The anchor's performance on it."""
-        found = self.mixed.evaluate(self.model, None, 0.0, None, "anchor on the search split")
-        assert isinstance(found, Evaluation)
-        return found
+        return self.mixed.whole(self.model, "anchor on the search split")
 
     def __call__(self, model: Any) -> Judged:
         """Evaluate a model; only a part, where it is clear from that that its drop is beyond the target.

@@ -29,8 +29,12 @@ class Mixed:
         self.order = np.random.default_rng(0).permutation(len(samples))
         self.batches = Batches(Decoded(self.order.tolist(), samples.__getitem__), job.anchor, job.task)
 
+    def whole(self, model: Any, label: str) -> Evaluation:
+        """A model's performance on all samples, with scores in the data set's order and no extras."""
+        return self._sorted(evaluate(self.job.anchor, model, self.job.task, self.batches, self.device, label))
+
     def evaluate(
-        self, model: Any, anchor: Evaluation | None, drop: float, confidence: float | None, label: str
+        self, model: Any, anchor: Evaluation, drop: float, confidence: float | None, label: str
     ) -> Evaluation | Rejection:
         """A model's performance, unless it becomes clear on the way that the drop is too large.
 
@@ -42,13 +46,12 @@ class Mixed:
             label: for the progress bar.
 
         Returns:
-            The performance on all samples, with scores in the data set's order and no extras, or why it is not known.
+            As `whole`, or why that is not known.
         """
-        task, scores = self.job.task, anchor.scores if anchor is not None else None
-        words = (self.job.anchor, model, task, self.batches, self.device, label)
+        task, scores = self.job.task, anchor.scores
         between = task.score_range
         if confidence is None or scores is None or between is None:  # nothing would end it, so no outputs are kept
-            return self._sorted(evaluate(*words))
+            return self.whole(model, label)
         width, expected, seen = between[1] - between[0], scores[self.order, 0], 0
         rejection = Rejection(drop, -width, width, len(scores), confidence)
 
@@ -58,7 +61,7 @@ class Mixed:
             seen += len(found)
             return rejection.add(drops if task.higher_is_better else -drops)
 
-        found = evaluate_until(*words, enough)
+        found = evaluate_until(self.job.anchor, model, task, self.batches, self.device, label, enough)
         return rejection if found is None else self._sorted(found)
 
     def _sorted(self, found: Evaluation) -> Evaluation:
