@@ -90,9 +90,9 @@ def one_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture
 def server(one_server: Server) -> Server:
     """A server that runs, whatever the test before has left."""
-    if not one_server.answers():
+    if one_server.process is None:
         one_server.start()
-        one_server.await_start()
+    one_server.await_start()
     return one_server
 
 
@@ -269,11 +269,13 @@ def test_sweep_over_outages(tmp_path: Path, server: Server) -> None:
 class Gate(BaseHTTPRequestHandler):
     """In front of a server, as a reverse proxy is: demands a password or a token, and may drop everything.
 
-    It may also lose the answers to every other call of some, close as it loses one, and be busy for some calls.
+    It may also lose the answers to every other call of some, or break them off in the middle, close as it loses one,
+    and be busy for some calls.
     """
 
     behind, closed, busy, closing = "", False, 0, ""
     losing: ClassVar[dict[str, int]] = {}
+    breaking: ClassVar[tuple[str, ...]] = ()
 
     def serve(self) -> None:
         """Answer, or close the connection without a word."""
@@ -294,14 +296,20 @@ class Gate(BaseHTTPRequestHandler):
             with urllib.request.urlopen(request) as response:
                 if self.loses():
                     self.close_connection = True
+                    if self.call() in self.breaking:
+                        self.answer(response.status, response.read(), whole=False)
                     return
                 self.answer(response.status, response.read())
         except urllib.error.HTTPError as error:
             self.answer(error.code, error.read())
 
+    def call(self) -> str:
+        """Which of the server's calls this is, such as `runs/create`."""
+        return self.path.partition("?")[0].rpartition("/mlflow/")[2]
+
     def loses(self) -> bool:
         """Whether the answer is lost; the server has done what was asked."""
-        call = self.path.partition("?")[0].rpartition("/mlflow/")[2]
+        call = self.call()
         if call == self.closing:
             type(self).closed = True
             return True
@@ -310,11 +318,11 @@ class Gate(BaseHTTPRequestHandler):
         self.losing[call] += 1
         return self.losing[call] % 2 == 1
 
-    def answer(self, status: int, content: bytes) -> None:
+    def answer(self, status: int, content: bytes, whole: bool = True) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content)
+        self.wfile.write(content if whole else content[: len(content) // 2])
 
     def log_message(self, *words: object) -> None:
         """Nothing."""
@@ -326,6 +334,7 @@ class Gate(BaseHTTPRequestHandler):
 def gate(server: Server) -> Iterator[ThreadingHTTPServer]:
     Gate.behind, Gate.closed, Gate.busy, Gate.closing = server.uri, False, 0, ""
     Gate.losing.clear()
+    Gate.breaking = ()
     with ThreadingHTTPServer(("127.0.0.1", 0), Gate) as gate:
         threading.Thread(target=gate.serve_forever, daemon=True).start()
         yield gate
@@ -372,9 +381,13 @@ KNOWN = {"MLFLOW_TRACKING_USERNAME": "somebody", "MLFLOW_TRACKING_PASSWORD": PAS
 CREATED = ("experiments/create", "runs/create", "logged-models", "registered-models/create", "model-versions/create")
 
 
-def test_answers_that_are_lost(tmp_path: Path, server: Server, gate: ThreadingHTTPServer) -> None:
+@pytest.mark.parametrize("breaking", [(), CREATED], ids=["lost", "broken off"])
+def test_answers_that_are_lost(
+    tmp_path: Path, server: Server, gate: ThreadingHTTPServer, breaking: tuple[str, ...]
+) -> None:
     address = f"http://127.0.0.1:{gate.server_port}"
     Gate.losing.update(dict.fromkeys(CREATED, 0))
+    Gate.breaking = breaking
     name = f"of-{tmp_path.name}"
     words = ("tracking.registered_model=" + name,)
     command = Command(tmp_path, server, *words, MLFLOW_TRACKING_URI=address, **KNOWN, **PATIENT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -159,9 +160,36 @@ class Repeated(Retry):
         return left
 
 
-def tell_in_one_line() -> None:
-    """Let an outage be told in one line for each call that waits, in the place of urllib3's warning for each try."""
-    from mlflow.utils import request_utils
+@functools.cache
+def mend_requests() -> None:
+    """Let MLflow send a request again whose answer broke off, and tell an outage in one line for each call that waits.
 
+    The line takes the place of urllib3's warning for each try.
+    """
+    import requests
+    from mlflow.utils import request_utils
+    from urllib3.exceptions import MaxRetryError
+
+    class Whole(request_utils.TCPKeepAliveHTTPAdapter):  # type: ignore[misc]
+        """Reads an answer before it is given: urllib3's policy ends with the answer's headers."""
+
+        def send(self, request: Any, stream: bool = False, *words: Any, **named: Any) -> Any:
+            left = self.max_retries
+            while True:
+                response = super().send(request, stream, *words, **named)
+                try:
+                    if not stream:
+                        _ = response.content  # kept by the response
+                    return response
+                except (requests.exceptions.ChunkedEncodingError, requests.ConnectionError) as broken:
+                    try:
+                        left = left.increment(request.method, request.url, error=broken)
+                    except MaxRetryError:
+                        raise broken from None
+                    left.sleep()
+                    if isinstance(request._body_position, int):
+                        requests.utils.rewind_body(request)
+
+    request_utils.TCPKeepAliveHTTPAdapter = Whole  # type: ignore[misc]
     request_utils.Retry = Repeated  # type: ignore[misc]
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)

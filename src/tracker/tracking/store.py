@@ -100,7 +100,7 @@ def connect(uri: str) -> MlflowClient:
     while preparing:
         preparing.pop().wait()  # what went wrong there goes wrong below as well, and is told
     if outage.is_server(uri):
-        outage.tell_in_one_line()
+        outage.mend_requests()
         if uri not in connected:  # one that did answer is waited for
             _check_server(uri)
     file = database_file(uri)
