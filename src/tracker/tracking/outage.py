@@ -170,7 +170,7 @@ def mend_requests() -> None:
     from mlflow.utils import request_utils
     from urllib3.exceptions import MaxRetryError
 
-    class Whole(request_utils.TCPKeepAliveHTTPAdapter):  # type: ignore[misc]
+    class Whole(request_utils.TCPKeepAliveHTTPAdapter):
         """Reads an answer before it is given: urllib3's policy ends with the answer's headers."""
 
         def send(self, request: Any, stream: bool = False, *words: Any, **named: Any) -> Any:
