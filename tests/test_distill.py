@@ -28,10 +28,11 @@ from tracker.errors import TrackerError
 from tracker.rate_distortion import training
 from tracker.rate_distortion.code_length import bits_of, code_lengths, quantised
 from tracker.rate_distortion.distortion import sensitivities
+from tracker.rate_distortion.latent import Latent
 from tracker.rate_distortion.norms import plain_norms
 from tracker.rate_distortion.quantised import Quantised
 from tracker.rate_distortion.rounds import Round, following
-from tracker.rate_distortion.start import start
+from tracker.rate_distortion.start import COARSER, start
 from tracker.rate_distortion.training import Training
 from tracker.scenarios.aiming import pivot
 from tracker.settings import Aim
@@ -120,11 +121,11 @@ def test_sensitivities_are_the_diagonal_of_the_gauss_newton_matrix() -> None:
     model, context = linear()
     training = Training(Distill(loss="mse", batch_size=1), copy.deepcopy(model), model, context)
     # One sample a batch: eight of them are too few, so the estimate is averaged over many draws.
-    weights = {name: training.parameters[name] for name in training.weights}
+    weights = dict(model.named_parameters())
     found = [
         {name: float(values.mean()) for name, values in estimate.items()}
         for estimate in (
-            sensitivities(weights, training.output, itertools.islice(training.batches(), 8), training.distance)
+            sensitivities(weights, model, itertools.islice(training.batches(), 8), training.distance)
             for _ in range(400)
         )
     ]
@@ -139,19 +140,59 @@ def test_sensitivities_are_the_diagonal_of_the_gauss_newton_matrix() -> None:
         assert np.mean([one[name] for one in found]) == pytest.approx(wanted, rel=0.15), name
 
 
+def test_all_tensors_as_one_vector_are_quantised_and_counted_as_each_alone() -> None:
+    torch.manual_seed(2)
+    shapes = {"a": (5, 3, 2), "b": (4,), "c": (7, 6), "d": (2,)}
+    parameters = {name: torch.randn(shape) for name, shape in shapes.items()} | {"n": torch.tensor(3)}
+    sizes, fine = {"a": step_size(-8, 2), "c": step_size(-3, 2)}, {"b": step_size(-20, 2), "d": 1.0}
+    latent = Latent(parameters, sizes, fine)
+    values, bits = latent.quantised(latent.sizes())
+    wanted = 0.0
+    for name, size in (sizes | fine).items():
+        assert torch.allclose(values[name], (parameters[name] / size).round() * size, atol=1e-6)
+        if name in sizes:
+            scaled = parameters[name] / size
+            wanted += float(bits_of(scaled, code_lengths(scaled.round())))
+    assert torch.equal(values["n"], torch.tensor(3)) and float(bits) == pytest.approx(wanted, rel=1e-5)
+    # Gradients of values and steps are those of each tensor alone.
+    (values["c"].square().sum() + bits).backward()
+    alone = parameters["c"].clone().requires_grad_(True)
+    log = torch.tensor(math.log(sizes["c"]), requires_grad=True)
+    found, integers = quantised(alone, log.exp())
+    (found.square().sum() + bits_of(alone / log.exp(), code_lengths(integers))).backward()
+    assert latent.weights.grad is not None and alone.grad is not None
+    assert torch.allclose(latent.weights.grad[30:], alone.grad.flatten(), rtol=1e-4)
+    assert latent.logs.grad is not None and log.grad is not None
+    assert float(latent.logs.grad[1]) == pytest.approx(float(log.grad), rel=1e-4)
+    # What is coded has steps on the grid, and looking at it changes nothing.
+    latent.set_steps({"a": 0.1234, "c": sizes["c"]})
+    before = latent.logs.detach().clone()
+    coded = latent.snapshot()
+    assert coded.steps["c"] == sizes["c"] and coded.steps["a"] == step_size(nearest_qp(0.1234, 2), 2)
+    assert torch.equal(latent.logs.detach(), before)
+
+
 def test_training_begins_with_the_steps_of_the_stage_before_or_of_the_coder() -> None:
     model, context = linear()
     given = {"0.weight": step_size(-19, 3)}  # of a finer grid than training ends on
     context = dataclasses.replace(context, coder=Nnc(qp=-14), steps=given, state=lambda model: model.state_dict())
     stage = Distill(loss="mse", batch_size=16, steps=1, rounds=1)
-    training = Training(stage, copy.deepcopy(model), model, context)
-    assert training.sizes == {**given, "1.weight": step_size(-14, 2)}
+    rounded = copy.deepcopy(model)
+    with torch.no_grad():
+        rounded[0].weight.copy_((model[0].weight / given["0.weight"]).round() * given["0.weight"])
+    context = dataclasses.replace(context, exact={"0.weight"}, unrounded=model)
+    training = Training(stage, rounded, model, context)
+    sizes = {**given, "1.weight": step_size(-14, 2)}
+    assert training.latent.given == sizes
     # What nothing is trained of is what was given, on those steps.
     found = start(training, context)
-    assert found.given.steps == training.sizes
-    for name, weight in model.named_parameters():
-        nearest = (weight / training.sizes[name]).round() * training.sizes[name]
-        assert torch.allclose(found.given.values[name], nearest.detach())
+    assert found.given.steps == sizes
+    for name, weight in rounded.named_parameters():
+        assert torch.allclose(found.given.values[name], ((weight / sizes[name]).round() * sizes[name]).detach())
+    # Training begins from the weights as they were before, with larger steps.
+    flat = torch.cat([weight.detach().flatten() for weight in model.parameters()])
+    assert torch.equal(training.latent.weights.detach(), flat) and found.given.loss > 0
+    assert COARSER[training.distance.kind] >= 1
 
 
 def test_a_stage_that_begins_from_what_another_finds_ends_that_ones_search() -> None:

@@ -45,6 +45,7 @@ class Context:
         coder: the last stage of the chain.
         size: bytes of the bitstream that the coder makes of what a transform gives.
         steps, exact: those of the `Transformed` before.
+        unrounded: the model before a stage made its weights multiples of step sizes; None where none has.
         kept: what stages made once for a run and need again, by a name of theirs.
     """
 
@@ -66,6 +67,7 @@ class Context:
     size: Callable[[Transformed], int] | None = None
     steps: Mapping[str, float] = field(default_factory=dict)
     exact: Collection[str] = frozenset()
+    unrounded: Any = None
     kept: dict[str, Any] = field(default_factory=dict)
 
 
@@ -76,6 +78,7 @@ class Stage(Component):
 
     aims: ClassVar[bool] = False  # whether it always looks for the `Target`: by its `places`, or by itself in `apply`
     takes_steps: ClassVar[bool] = False  # whether it goes on with the step sizes that a stage before has given
+    takes_unrounded: ClassVar[bool] = False  # whether it begins from what the model was before it was rounded
 
     _configured: str = PrivateAttr(default="")  # its name in the config, for messages
 

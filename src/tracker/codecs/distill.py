@@ -15,7 +15,7 @@ import logging
 import math
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tracker.codecs.base import Context
 from tracker.codecs.finetune import Trained, full_precision, repeatable, tensors_of
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 FIRST = 0.8  # share of the first round in all of the time; the others share the rest
-CALMER = 0.15  # learning rate of later rounds over that of the first: they mend what it has learned
+CALMER = 0.3  # learning rate of later rounds over that of the first: they mend what it has learned
 
 
 class Distill(Trained):
@@ -44,14 +44,19 @@ class Distill(Trained):
     final: ClassVar[bool] = True
     aims: ClassVar[bool] = True
     takes_steps: ClassVar[bool] = True
+    takes_unrounded: ClassVar[bool] = True
     makes_steps: ClassVar[bool] = True
 
     inputs: Source = Field(
         default="calibration",
         description="to train on: the training split's, or synthetic ones, made from the anchor's BatchNorms",
     )
-    seconds: float = Field(default=150.0, gt=0, le=1e6, description="of training, on this machine")
-    steps: int | None = Field(default=None, ge=1, description="of training, instead of seconds: the same anywhere")
+    seconds: float | None = Field(
+        default=150.0, gt=0, le=1e6, description="of training, on this machine; null: as long as the steps take"
+    )
+    steps: int | None = Field(
+        default=None, ge=1, description="of training, the same anywhere; with seconds too, what ends first ends it"
+    )
     rounds: int = Field(default=2, ge=1, le=20, description="values of lambda that are tried")
     rate_weight: float | None = Field(
         default=None,
@@ -68,7 +73,7 @@ class Distill(Trained):
         description="squared error over the anchor's variance, or divergence of the classes' "
         "probabilities; auto: the latter where the outputs are logits of the task",
     )
-    temperature: float = Field(default=2.0, gt=0, le=1000, description="of kl's probabilities")
+    temperature: float = Field(default=4.0, gt=0, le=1000, description="of kl's probabilities")
     batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         default="auto", description="48, or 4 where squares of images are trained on, each of which has many outputs"
     )
@@ -77,6 +82,12 @@ class Distill(Trained):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="of training; auto: bfloat16 where the processor computes in it"
     )
+
+    @model_validator(mode="after")
+    def _ends(self) -> Distill:
+        if self.seconds is None and self.steps is None:
+            raise ValueError("seconds and steps are both null, and training would not end; give one of them")
+        return self
 
     def logged(self) -> list[str]:
         """See `Transform.logged`."""

@@ -50,14 +50,16 @@ def code_lengths(integers: Tensor) -> Tensor:
     return torch.cummax(lengths, 0).values
 
 
-def bits_of(scaled: Tensor, lengths: Tensor) -> Tensor:
-    """The bits of a tensor, differentiable by its values.
+def bits_of(scaled: Tensor, lengths: Tensor, rows: Tensor | None = None) -> Tensor:
+    """The bits of a tensor, or of several as one vector, differentiable by the values.
 
     Args:
         scaled: values over the step size.
-        lengths: of `code_lengths`.
+        lengths: of `code_lengths`; or those of several tensors, as rows.
+        rows: for each value, whose code lengths it has.
     """
     magnitudes = scaled.abs().clamp(max=LARGEST + 0.999)
     below = magnitudes.detach().floor().long()
-    low, high = lengths[below], lengths[below + 1]
+    at = below if rows is None else below + rows * lengths.shape[-1]
+    low, high = lengths.take(at), lengths.take(at + 1)
     return (low + (high - low) * (magnitudes - below)).sum()

@@ -74,7 +74,8 @@ class Work:
             context: of the run.
         """
         own = weights_digest(state_tensors(training.student))
-        given = ({**training.sizes, **training.vectors}, sorted(context.exact), asdict(context.target))
+        before = weights_digest(state_tensors(context.unrounded)) if context.unrounded is not None else ""
+        given = (training.latent.given, training.latent.fine, before, asdict(context.target))
         parts = (options.model_dump(), own, context.key(), context.seed, *given, context.device)
         self.checkpoint = Checkpoint("distill", *parts)
         self.done: list[Round] = []
@@ -96,7 +97,7 @@ class Work:
         """A finished round."""
         self.done.append(one)
         self.within = None
-        self.tensors = {name: tensor.detach().clone() for name, tensor in training.latent().items()}
+        self.tensors = {name: tensor.clone() for name, tensor in training.state().items()}
         self._save(self.tensors)
 
     def progress(self, number: int) -> Progress | None:

@@ -6,7 +6,9 @@ import dataclasses
 from typing import TYPE_CHECKING, NamedTuple
 
 from tracker.codecs.base import Context
+from tracker.codecs.finetune import full_precision
 from tracker.codecs.records import Judged
+from tracker.rate_distortion.norms import plain_norms
 
 if TYPE_CHECKING:
     from tracker.rate_distortion.quantised import Quantised
@@ -16,8 +18,8 @@ if TYPE_CHECKING:
 # distortion of these. Classes stay the same under far more divergence, once it is trained to do no harm; a metric such
 # as PSNR takes all of a squared error, and where that falls by 6 dB with each bit, lambda is 2 ln 2 times the
 # distortion that it leads to.
-COARSER = {"kl": 2.5, "mse": 1.0}
-WEIGHT = {"kl": 10.0, "mse": 1.4}
+COARSER = {"kl": 2.0, "mse": 1.0}
+WEIGHT = {"kl": 16.0, "mse": 1.4}
 LEARNING_RATE = {"kl": 1.5e-3, "mse": 2e-4}  # for weights: squared errors suffer from every change
 
 
@@ -38,14 +40,20 @@ class Start(NamedTuple):
 
 
 def start(training: Training, context: Context) -> Start:
-    """Set the step sizes with which training begins."""
-    training.set_steps(training.sizes)
-    given = dataclasses.replace(training.snapshot(), loss=training.distortion())
+    """Set the weights and the step sizes with which training begins.
+
+    What was rounded goes back to what it was before: that has more of what the anchor has learned, and of a coarser
+    quantiser multiples of an old step would lie on the borders, all to be rounded the same way.
+    """
+    latent = training.latent
+    given = dataclasses.replace(latent.snapshot(), loss=training.distortion())
     given.fill(training.student)
     assert context.judge is not None
     judged = context.judge(training.student)
-    kind = training.distance.kind
-    if COARSER[kind] > 1:
-        training.spread(context.exact)
-    training.set_steps({name: COARSER[kind] * size for name, size in training.sizes.items()})
-    return Start(WEIGHT[kind], max(given.loss, 1e-12), given, judged)
+    if context.unrounded is not None:
+        before = full_precision(context.unrounded, context.device, copied=True)
+        plain_norms(before)
+        latent.set_values(dict(before.named_parameters()))
+    coarser = COARSER[training.distance.kind]
+    latent.set_steps({name: coarser * size for name, size in latent.given.items()})
+    return Start(WEIGHT[training.distance.kind], max(given.loss, 1e-12), given, judged)

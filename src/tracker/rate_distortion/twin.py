@@ -71,7 +71,7 @@ class Studio:
             kept["anchor"] = self._made(context.anchor)
             kept["probabilities"] = context.classes is not None and self._gives_probabilities(kept["anchor"])
         self.probabilities = kept["probabilities"]
-        self.twin = self._like(kept["anchor"]) or self._made(model)
+        self.twin = self._twin(model, kept["anchor"])
         own = {name: here for here, name in self.twin.names.items()}
         self.inside = dataclasses.replace(
             context,
@@ -86,6 +86,7 @@ class Studio:
             size=self._size if context.size is not None else None,
             steps={own[name]: size for name, size in context.steps.items() if name in own},
             exact={own[name] for name in context.exact if name in own},
+            unrounded=self._twin(context.unrounded, kept["anchor"]) if stage.takes_unrounded else None,
             kept=kept,
         )
 
@@ -138,14 +139,16 @@ class Studio:
             return tensor
         return tensor.movedim(channel, place)
 
-    def _like(self, anchor: Twin) -> Twin | None:
-        """The model's twin as a copy of the anchor's, where both have the same architecture."""
+    def _twin(self, model: Any, anchor: Twin) -> Any:
+        """A model's twin: a copy of the anchor's, where both have the same architecture; None for no model."""
         from tracker.frameworks.keras import FRAMEWORK
 
-        if FRAMEWORK.describe(self.model) != FRAMEWORK.describe(self.context.anchor):
+        if model is None:
             return None
+        if FRAMEWORK.describe(model) != FRAMEWORK.describe(self.context.anchor):
+            return self._made(model)
         twin = copy.deepcopy(anchor)
-        twin.take(FRAMEWORK.state(self.model, ()))
+        twin.take(FRAMEWORK.state(model, ()))
         return twin
 
     def _made(self, model: Any) -> Twin:

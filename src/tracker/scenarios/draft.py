@@ -34,6 +34,7 @@ class Draft:
         edits: all changes of the architecture, in order.
         integers: tensors that are integers and scales, by name.
         steps, exact: see `Transformed`.
+        unrounded: see `Context`.
         mac_ratio: multiply-accumulate operations over those of the anchor.
         memory_ratio: memory of the weights over that of the anchor.
         simulate: see `Transformed`.
@@ -46,6 +47,7 @@ class Draft:
     integers: dict[str, Integers] = dataclasses.field(default_factory=dict)
     steps: Mapping[str, float] = dataclasses.field(default_factory=dict)
     exact: Collection[str] = frozenset()
+    unrounded: Any = None
     mac_ratio: float = 1.0
     memory_ratio: float = 1.0
     simulate: Callable[[Any], Any] | None = None
@@ -63,7 +65,7 @@ class Draft:
 
     def context(self, context: Context) -> Context:
         """What the next stage may use."""
-        return dataclasses.replace(context, steps=self.steps, exact=self.exact)
+        return dataclasses.replace(context, steps=self.steps, exact=self.exact, unrounded=self.unrounded)
 
     def bytes(self) -> int:
         """Size without entropy coding: integers at their width with their scales, all else as float32."""
@@ -99,8 +101,12 @@ class Workshop:
     def apply(self, codec: Codec, stage: Transform, draft: Draft, folder: Path) -> Any:
         """One transform of a chain; what it gave."""
         folder.mkdir()
+        wanted = stage.makes_steps and any(other.takes_unrounded for other in codec.transforms.values())
+        before = self.framework.copy(draft.model) if wanted and not draft.exact else None
         given = stage.apply(draft.model, self.given(codec, draft, folder))
         draft.take(given if isinstance(given, Transformed) else Transformed(given))
+        if before is not None and draft.exact:
+            draft.unrounded = before
         draft.tensors = self.context.state(draft.model)
         return given
 

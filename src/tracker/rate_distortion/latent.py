@@ -1,0 +1,133 @@
+"""What is trained of a network that will be quantised: weights, norms and biases, and the weights' step sizes.
+
+All weights are one vector, and all norms and biases another: a network has a hundred small tensors, and work on each of
+them would take longer than the work itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from tracker.rate_distortion.code_length import bits_of, code_lengths, quantised
+from tracker.rate_distortion.quantised import Quantised, allowed
+
+
+class Latent:
+    """The leaves of training.
+
+    Attributes:
+        weights: of all weight tensors, shape (weights,).
+        vectors: norms and biases, shape (values,); their step sizes stay.
+        logs: logarithms of the weights' step sizes, shape (weight tensors,).
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], sizes: Mapping[str, float], fine: Mapping[str, float]) -> None:
+        """Take the values as they are.
+
+        Args:
+            parameters: of the network; those that have no step size stay constant.
+            sizes: step sizes of the weights, by name.
+            fine: those of norms and biases.
+        """
+        self.given, self.fine = dict(sizes), dict(fine)
+        self.constant = {name: p.detach() for name, p in parameters.items() if name not in sizes and name not in fine}
+        self.shapes = {name: parameters[name].shape for name in (*sizes, *fine)}
+        self.device = next(iter(parameters.values())).device
+        self.weights, self.counts = self._joined(parameters, list(sizes))
+        self.vectors, self.vector_counts = self._joined(parameters, list(fine))
+        self.rows = self._each(torch.arange(len(sizes), device=self.device), self.counts)
+        self.fine_each = self._each(torch.tensor(list(fine.values()), device=self.device), self.vector_counts)
+        self.logs = torch.zeros(len(sizes), device=self.device, requires_grad=True)
+        self.lengths: Tensor | None = None
+        self.set_steps(sizes)
+
+    @property
+    def count(self) -> int:
+        """Of weights."""
+        return max(len(self.weights), 1)
+
+    def leaves(self) -> dict[str, Tensor]:
+        """By name, what an optimiser changes."""
+        return {"weights": self.weights, "vectors": self.vectors, "steps": self.logs}
+
+    def set_values(self, parameters: Mapping[str, Tensor]) -> None:
+        """Values of the weights, the norms and the biases."""
+        with torch.no_grad():
+            for leaf, names in ((self.weights, self.given), (self.vectors, self.fine)):
+                leaf.copy_(torch.cat([torch.zeros(0), *(parameters[name].detach().flatten().cpu() for name in names)]))
+        self.lengths = None
+
+    def set_steps(self, sizes: Mapping[str, float]) -> None:
+        """Step sizes of the weights."""
+        with torch.no_grad():
+            self.logs.copy_(torch.tensor([math.log(sizes[name]) for name in self.given]))
+        self.lengths = None
+
+    def sizes(self) -> Tensor:
+        """Step sizes of the weights, shape (weight tensors,); gradients pass."""
+        return self.logs.exp()
+
+    def named_sizes(self) -> dict[str, float]:
+        """Step sizes of the weights as they are coded: those that were given, or on the grid that NNC has."""
+        found = self.logs.detach().exp().tolist()
+        return {name: allowed(size, given) for (name, given), size in zip(self.given.items(), found, strict=True)}
+
+    def freeze(self) -> Tensor:
+        """Step sizes as they are coded, on which they stay from now on: shape (weight tensors,)."""
+        self.set_steps(self.named_sizes())
+        return self.logs.detach().exp()
+
+    def refresh(self) -> None:
+        """Count the integers anew: their code lengths are those of the rate from now on."""
+        with torch.no_grad():
+            integers = quantised(self.weights, self.sizes()[self.rows])[1]
+            self.lengths = torch.stack([code_lengths(part) for part in integers.split(self.counts)])
+
+    def quantised(self, sizes: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """All parameters after quantisation, by name, and the bits of the weights.
+
+        Args:
+            sizes: step sizes of the weights, shape (weight tensors,).
+        """
+        values = dict(self.constant)
+        bits = torch.zeros((), device=self.device)
+        if len(self.weights):
+            if self.lengths is None:
+                self.refresh()
+            assert self.lengths is not None
+            each = sizes[self.rows]
+            values |= self._named(quantised(self.weights, each)[0], self.counts, list(self.given))
+            bits = bits_of(self.weights / each, self.lengths, self.rows)
+        if len(self.vectors):
+            found = quantised(self.vectors, self.fine_each)[0]
+            values |= self._named(found, self.vector_counts, list(self.fine))
+        return values, bits
+
+    def snapshot(self) -> Quantised:
+        """The network as it is coded; its loss is not known."""
+        sizes = self.named_sizes()
+        with torch.no_grad():
+            before = self.logs.clone()
+            self.set_steps(sizes)
+            values, bits = self.quantised(self.sizes())
+            self.logs.copy_(before)
+            self.lengths = None
+        values = {name: tensor.detach().clone() for name, tensor in values.items()}
+        return Quantised(values, {**sizes, **self.fine}, float(bits) / self.count, math.nan)
+
+    def _joined(self, parameters: Mapping[str, Tensor], names: Sequence[str]) -> tuple[Tensor, list[int]]:
+        parts = [parameters[name].detach().flatten() for name in names]
+        joined = torch.cat(parts) if parts else torch.zeros(0, device=self.device)
+        return joined.clone().requires_grad_(True), [part.numel() for part in parts]
+
+    def _each(self, values: Tensor, counts: Sequence[int]) -> Tensor:
+        """One value for each element of tensors, from one for each tensor."""
+        return values.repeat_interleave(torch.tensor(counts, dtype=torch.long, device=self.device))
+
+    def _named(self, joined: Tensor, counts: Sequence[int], names: Sequence[str]) -> dict[str, Tensor]:
+        parts = joined.split(list(counts))
+        return {name: part.view(self.shapes[name]) for name, part in zip(names, parts, strict=True)}
