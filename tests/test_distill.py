@@ -25,6 +25,7 @@ from tracker.codecs.nnc import Nnc
 from tracker.codecs.nnc_steps import nearest_qp, step_size
 from tracker.codecs.records import Judged, Target
 from tracker.errors import TrackerError
+from tracker.frameworks.pytorch import FRAMEWORK
 from tracker.rate_distortion import training
 from tracker.rate_distortion.code_length import bits_of, code_lengths, quantised
 from tracker.rate_distortion.distortion import sensitivities
@@ -35,6 +36,7 @@ from tracker.rate_distortion.rounds import Round, following
 from tracker.rate_distortion.start import COARSER, start
 from tracker.rate_distortion.training import Training
 from tracker.scenarios.aiming import pivot
+from tracker.scenarios.draft import Draft, Workshop
 from tracker.settings import Aim
 
 DISTILL = {"_target_": "tracker.codecs.distill.Distill"}
@@ -172,7 +174,9 @@ def test_all_tensors_as_one_vector_are_quantised_and_counted_as_each_alone() -> 
     assert torch.equal(latent.logs.detach(), before)
 
 
-def test_training_begins_with_the_steps_of_the_stage_before_or_of_the_coder() -> None:
+def test_training_begins_with_the_steps_of_the_stage_before_or_of_the_coder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model, context = linear()
     given = {"0.weight": step_size(-19, 3)}  # of a finer grid than training ends on
     context = dataclasses.replace(context, coder=Nnc(qp=-14), steps=given, state=lambda model: model.state_dict())
@@ -181,7 +185,7 @@ def test_training_begins_with_the_steps_of_the_stage_before_or_of_the_coder() ->
     with torch.no_grad():
         rounded[0].weight.copy_((model[0].weight / given["0.weight"]).round() * given["0.weight"])
     context = dataclasses.replace(context, exact={"0.weight"}, unrounded=model)
-    training = Training(stage, rounded, model, context)
+    training = Training(stage, copy.deepcopy(rounded), model, context)
     sizes = {**given, "1.weight": step_size(-14, 2)}
     assert training.latent.given == sizes
     # What nothing is trained of is what was given, on those steps.
@@ -189,10 +193,16 @@ def test_training_begins_with_the_steps_of_the_stage_before_or_of_the_coder() ->
     assert found.given.steps == sizes
     for name, weight in rounded.named_parameters():
         assert torch.allclose(found.given.values[name], ((weight / sizes[name]).round() * sizes[name]).detach())
-    # Training begins from the weights as they were before, with larger steps.
-    flat = torch.cat([weight.detach().flatten() for weight in model.parameters()])
-    assert torch.equal(training.latent.weights.detach(), flat) and found.given.loss > 0
-    assert COARSER[training.distance.kind] >= 1
+    assert found.given.loss > 0
+    # With larger steps, training begins from the weights as they were before.
+    for coarser, begun in ((1.0, rounded), (2.0, model)):
+        monkeypatch.setitem(COARSER, "mse", coarser)
+        training = Training(stage, copy.deepcopy(rounded), model, context)
+        start(training, context)
+        flat = torch.cat([weight.detach().flatten() for weight in begun.parameters()])
+        assert torch.equal(training.latent.weights.detach(), flat)
+        wanted = [math.log(coarser * size) for size in sizes.values()]
+        assert training.latent.logs.tolist() == pytest.approx(wanted, rel=1e-5)
 
 
 def test_a_stage_that_begins_from_what_another_finds_ends_that_ones_search() -> None:
@@ -207,6 +217,27 @@ def test_a_stage_that_begins_from_what_another_finds_ends_that_ones_search() -> 
     assert pivot(build_codec({**chain, "nnc": target}), Aim()) == ("allocate", "allocate", "nnc")
     assert pivot(build_codec({"round": chain["round"], "nnc": target}), Aim(drop=0.1)) == ("nnc", "round", "nnc")
     assert pivot(build_codec({"round": chain["round"], "nnc": target}), Aim()) is None
+
+
+def test_a_stage_may_begin_from_what_the_model_was_before_it_was_rounded(tmp_path: Path) -> None:
+    model, context = linear()
+    context = dataclasses.replace(context, state=lambda model: model.state_dict())
+    parts = {
+        "round": {"_target_": "tracker.codecs.round.Round"},
+        "correct": {"_target_": "tracker.codecs.correct.Correct"},
+    }
+    nnc_alone = {"_target_": "tracker.codecs.nnc.Nnc", "qp": -8}
+    seen = []
+    for chain in ({**parts, "distill": DISTILL}, parts):
+        codec = build_codec({**chain, "nnc": nnc_alone})
+        shop = Workshop(FRAMEWORK, context, tmp_path)
+        given = Draft(copy.deepcopy(model), model.state_dict())
+        draft = shop.through(codec, "round", "distill" if "distill" in chain else "nnc", given)
+        seen.append(shop.given(codec, draft).unrounded)
+        assert not torch.equal(draft.model[0].weight, model[0].weight) and draft.exact
+        assert given.unrounded is None
+    assert torch.equal(seen[0][0].weight, model[0].weight)
+    assert seen[1] is None  # nothing needs it
 
 
 def test_the_next_lambda_lies_between_what_was_transparent_and_what_was_not() -> None:

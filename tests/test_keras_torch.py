@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import nn
 from tracker.anchors.keras_base import KerasAnchor
 from tracker.codecs.base import Context
 from tracker.codecs.correct import Correct
+from tracker.codecs.distill import Distill
 from tracker.codecs.nnc import Nnc
 from tracker.codecs.records import Transformed
 from tracker.codecs.round import Round
@@ -274,6 +276,13 @@ def test_inside_channels_come_second_and_probabilities_are_logits() -> None:
     assert torch.allclose(found.softmax(1), wanted, atol=1e-5) and bool((found < -0.1).any())
     logits = context(filled(small()))
     assert not Studio(Round(), logits.anchor, logits).probabilities
+    # What the model was before it was rounded is there as a twin too, where a stage begins from it.
+    rounded = filled(small("softmax"))
+    rounded.set_weights([np.round(values) for values in model.get_weights()])
+    inside = Studio(Distill(), rounded, dataclasses.replace(outside, unrounded=model)).inside
+    before = Studio(Round(), model, outside).twin.state()
+    assert all(torch.equal(inside.unrounded.state()[name], values) for name, values in before.items())
+    assert Studio(Round(), rounded, dataclasses.replace(outside, unrounded=model)).inside.unrounded is None
 
 
 def test_rounded_and_corrected_weights_are_nearer_to_the_anchor_than_to_nearest() -> None:

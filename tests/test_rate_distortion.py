@@ -102,6 +102,8 @@ def test_the_working_point_is_the_last_within_a_drop_or_the_first_within_bytes()
     with pytest.raises(TrackerError, match="less than the 37 bytes of the smallest bitstream"):
         search(64, Target(0.0, 36))
     assert search(5, Target(-1.0)) == 0  # nothing is within it: the best there is
+    for drop in range(0, 64, 5):
+        assert drop - 4 < search(64, Target(drop / 10, ahead=0, apart=4)) <= drop
     # Drops that fall again: what bisection meets first, and four places further; or all of them.
     drops = [0.0] * 21 + [1.0] * 4 + [0.0] + [1.0] * 14 + [0.0] + [1.0] * 23
     for target, last in ((Target(0.5, ahead=0), 20), (Target(0.5), 25), (Target(0.5, ahead=1000), 40)):

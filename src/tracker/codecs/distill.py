@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
-FIRST = 0.8  # share of the first round in all of the time; the others share the rest
+FIRST = 0.75  # share of the first round in all of the time; the others share the rest
 CALMER = 0.3  # learning rate of later rounds over that of the first: they mend what it has learned
 
 

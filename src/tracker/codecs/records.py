@@ -102,11 +102,13 @@ class Target:
         drop: the largest one.
         bytes: of the bitstream; None to go by the drop.
         ahead: how many places beyond the last one within the drop are looked at: what is measured goes up and down.
+        apart: how many places the last one within the drop and the first beyond it may be apart.
     """
 
     drop: float = 0.0
     bytes: int | None = None
     ahead: int = 4
+    apart: int = 1
 
 
 @dataclass(frozen=True)

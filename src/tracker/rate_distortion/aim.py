@@ -79,7 +79,7 @@ def working_point(
 
     low, high = (-1, count - 1) if by_bytes else (0, count)
     best: Found[T] | None = None
-    while high - low > 1:
+    while high - low > (1 if by_bytes else context.target.apart):
         found = at((low + high) // 2)
         if found.meets(context):
             best = found

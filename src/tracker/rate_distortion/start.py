@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # as PSNR takes all of a squared error, and where that falls by 6 dB with each bit, lambda is 2 ln 2 times the
 # distortion that it leads to.
 COARSER = {"kl": 2.0, "mse": 1.0}
-WEIGHT = {"kl": 16.0, "mse": 1.4}
+WEIGHT = {"kl": 8.0, "mse": 1.4}
 LEARNING_RATE = {"kl": 1.5e-3, "mse": 2e-4}  # for weights: squared errors suffer from every change
 
 
@@ -42,18 +42,19 @@ class Start(NamedTuple):
 def start(training: Training, context: Context) -> Start:
     """Set the weights and the step sizes with which training begins.
 
-    What was rounded goes back to what it was before: that has more of what the anchor has learned, and of a coarser
-    quantiser multiples of an old step would lie on the borders, all to be rounded the same way.
+    Where these are larger, what was rounded goes back to what it was before: that has more of what the anchor has
+    learned, and of a coarser quantiser multiples of an old step would lie on the borders, all to be rounded the same
+    way. Where they are not, the integers of `round` are far better than the nearest ones, and training begins there.
     """
     latent = training.latent
     given = dataclasses.replace(latent.snapshot(), loss=training.distortion())
     given.fill(training.student)
     assert context.judge is not None
     judged = context.judge(training.student)
-    if context.unrounded is not None:
+    coarser = COARSER[training.distance.kind]
+    if context.unrounded is not None and coarser > 1:
         before = full_precision(context.unrounded, context.device, copied=True)
         plain_norms(before)
         latent.set_values(dict(before.named_parameters()))
-    coarser = COARSER[training.distance.kind]
     latent.set_steps({name: coarser * size for name, size in latent.given.items()})
     return Start(WEIGHT[training.distance.kind], max(given.loss, 1e-12), given, judged)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from tracker.settings import Aim
     from tracker.tracking.run import MetricsOnly, Run
 
+APART = 4  # places, each 2 % of the bits, that a search may be off by for a stage that only begins with what it finds
+
 
 class Pivot(NamedTuple):
     """Where a chain is changed to reach a target.
@@ -94,9 +96,12 @@ def aimed(codec: Codec, where: Pivot, draft: Draft, shop: Workshop, run: Run | M
     def through(changed: Codec) -> Draft:  # made for its figure and given up: models of all places would not fit
         return shop.through(changed, where.first, where.last, draft)
 
-    # What only begins there needs a drop to begin with, whatever its target, and no luck.
-    begins = where.last != codec.coder_name
-    context = replace(shop.context, target=Target(shop.context.target.drop, ahead=0)) if begins else shop.context
+    context = shop.context
+    if where.last != codec.coder_name:
+        # What only begins there needs a drop to begin with, whatever its target; and where training changes nearly all,
+        # neither luck nor the very last place.
+        rough = {"ahead": 0, "apart": APART} if context.classes is not None else {}
+        context = replace(context, target=Target(context.target.drop, **rough))
     found = working_point(
         len(places),
         lambda place: with_stage(codec, where.stage, places[place]),
