@@ -84,7 +84,7 @@ class Latent:
     def refresh(self) -> None:
         """Count the integers anew: their code lengths are those of the rate from now on."""
         with torch.no_grad():
-            integers = quantised(self.weights, self.sizes()[self.rows])[1]
+            integers = quantised(self.weights, self._each(self.sizes(), self.counts))[1]
             self.lengths = torch.stack([code_lengths(part) for part in integers.split(self.counts)])
 
     def quantised(self, sizes: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -99,7 +99,7 @@ class Latent:
             if self.lengths is None:
                 self.refresh()
             assert self.lengths is not None
-            each = sizes[self.rows]
+            each = self._each(sizes, self.counts)
             values |= self._named(quantised(self.weights, each)[0], self.counts, list(self.given))
             bits = bits_of(self.weights / each, self.lengths, self.rows)
         if len(self.vectors):
@@ -126,7 +126,9 @@ class Latent:
 
     def _each(self, values: Tensor, counts: Sequence[int]) -> Tensor:
         """One value for each element of tensors, from one for each tensor."""
-        return values.repeat_interleave(torch.tensor(counts, dtype=torch.long, device=self.device))
+        # Gradients of an index would be added in any order.
+        parts = [value.expand(count) for value, count in zip(values.unbind(), counts, strict=True)]
+        return torch.cat(parts) if parts else torch.zeros(0, device=self.device)
 
     def _named(self, joined: Tensor, counts: Sequence[int], names: Sequence[str]) -> dict[str, Tensor]:
         parts = joined.split(list(counts))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # as PSNR takes all of a squared error, and where that falls by 6 dB with each bit, lambda is 2 ln 2 times the
 # distortion that it leads to.
 COARSER = {"kl": 2.0, "mse": 1.0}
-WEIGHT = {"kl": 8.0, "mse": 1.4}
+WEIGHT = {"kl": 10.0, "mse": 1.4}
 LEARNING_RATE = {"kl": 1.5e-3, "mse": 2e-4}  # for weights: squared errors suffer from every change
 
 

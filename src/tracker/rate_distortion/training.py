@@ -34,6 +34,7 @@ FROZEN = {"kl": 0.7, "mse": 0.0}
 SAMPLES, SQUARES = 48, 4  # in a batch
 WARM = 0.03  # the share of a round in which the learning rate rises
 RATES = {"weights": 1.0, "vectors": 2.0, "steps": 10.0}  # learning rates, over that of weights
+AHEAD = 0.05  # of a round
 REFRESHED = 8  # steps after which integers are counted anew for their code lengths, which hardly change
 SAVED = 30.0  # seconds between checkpoints
 MEASURED = 8  # batches on which distortion is told
@@ -151,17 +152,13 @@ class Training:
         """
         if saved:
             self.restore(saved.tensors)
-        options = self.options
         first, spent = (saved.steps, saved.seconds) if saved else (0, 0.0)
         began = told = time.monotonic()
         losses: list[float] = []
         with tqdm(total=100, desc=label, unit="%", disable=None, leave=False) as bar:
             for number, inputs in enumerate(self.batches(), first):
                 now = time.monotonic()
-                done = max(
-                    (spent + now - began) / (options.seconds * share) if options.seconds else 0.0,
-                    number / max(1, round(options.steps * share)) if options.steps else 0.0,
-                )
+                done = self._done(number, spent + now - began, share)
                 if done >= 1:
                     break
                 if now - told > SAVED:
@@ -178,6 +175,16 @@ class Training:
         last = losses[-max(1, len(losses) // 10) :]
         loss = sum(last) / len(last) if last else self.distortion()
         return dataclasses.replace(self.latent.snapshot(), loss=loss), spent + time.monotonic() - began
+
+    def _done(self, steps: int, seconds: float, share: float) -> float:
+        """The share of a round that is done, by what ends first: its steps or its seconds.
+
+        Seconds count from where they are ahead of steps for sure, or no two runs would be the same.
+        """
+        by_time = seconds / (self.options.seconds * share) if self.options.seconds else 0.0
+        if self.options.steps is None or by_time >= 1:
+            return by_time
+        return max(steps / max(1, round(self.options.steps * share)), by_time - AHEAD)
 
     def state(self) -> dict[str, Tensor]:
         """All that training goes on from, by a name for a checkpoint."""
