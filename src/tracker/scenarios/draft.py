@@ -105,7 +105,9 @@ class Workshop:
         before = self.framework.copy(draft.model) if wanted and not draft.exact else None
         given = stage.apply(draft.model, self.given(codec, draft, folder))
         draft.take(given if isinstance(given, Transformed) else Transformed(given))
-        if before is not None and draft.exact:
+        if stage.takes_unrounded:
+            draft.unrounded = None  # that was for it
+        elif before is not None and draft.exact:
             draft.unrounded = before
         draft.tensors = self.context.state(draft.model)
         return given
