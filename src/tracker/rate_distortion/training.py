@@ -203,7 +203,7 @@ class Training:
             for name, leaf in self.latent.leaves().items():
                 leaf.copy_(tensors[f"latent.{name}"])
         self.latent.lengths = None
-        self.frozen = tensors.get("frozen")
+        self.frozen = tensors["frozen"].to(self.context.device) if "frozen" in tensors else None
         found: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             if name.startswith("adam."):
