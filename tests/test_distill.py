@@ -148,7 +148,7 @@ def test_all_tensors_as_one_vector_are_quantised_and_counted_as_each_alone() -> 
     parameters = {name: torch.randn(shape) for name, shape in shapes.items()} | {"n": torch.tensor(3)}
     sizes, fine = {"a": step_size(-8, 2), "c": step_size(-3, 2)}, {"b": step_size(-20, 2), "d": 1.0}
     latent = Latent(parameters, sizes, fine)
-    values, bits = latent.quantised(latent.sizes())
+    values, bits = latent.quantised()
     wanted = 0.0
     for name, size in (sizes | fine).items():
         assert torch.allclose(values[name], (parameters[name] / size).round() * size, atol=1e-6)

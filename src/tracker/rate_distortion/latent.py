@@ -58,7 +58,7 @@ class Latent:
         """Values of the weights, the norms and the biases."""
         with torch.no_grad():
             for leaf, names in ((self.weights, self.given), (self.vectors, self.fine)):
-                leaf.copy_(torch.cat([torch.zeros(0), *(parameters[name].detach().flatten().cpu() for name in names)]))
+                leaf.copy_(self._joined(parameters, list(names))[0])
         self.lengths = None
 
     def set_steps(self, sizes: Mapping[str, float]) -> None:
@@ -68,7 +68,7 @@ class Latent:
         self.lengths = None
 
     def sizes(self) -> Tensor:
-        """Step sizes of the weights, shape (weight tensors,); gradients pass."""
+        """Step sizes of the weights, shape (weight tensors,); gradients pass until they are frozen."""
         return self.logs.exp()
 
     def named_sizes(self) -> dict[str, float]:
@@ -76,10 +76,15 @@ class Latent:
         found = self.logs.detach().exp().tolist()
         return {name: allowed(size, given) for (name, given), size in zip(self.given.items(), found, strict=True)}
 
-    def freeze(self) -> Tensor:
-        """Step sizes as they are coded, on which they stay from now on: shape (weight tensors,)."""
+    @property
+    def frozen(self) -> bool:
+        """Whether step sizes stay as they are."""
+        return not self.logs.requires_grad
+
+    def freeze(self) -> None:
+        """Step sizes as they are coded, on which they stay from now on."""
         self.set_steps(self.named_sizes())
-        return self.logs.detach().exp()
+        self.logs.requires_grad_(False)
 
     def refresh(self) -> None:
         """Count the integers anew: their code lengths are those of the rate from now on."""
@@ -87,19 +92,15 @@ class Latent:
             integers = quantised(self.weights, self._each(self.sizes(), self.counts))[1]
             self.lengths = torch.stack([code_lengths(part) for part in integers.split(self.counts)])
 
-    def quantised(self, sizes: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """All parameters after quantisation, by name, and the bits of the weights.
-
-        Args:
-            sizes: step sizes of the weights, shape (weight tensors,).
-        """
+    def quantised(self) -> tuple[dict[str, Tensor], Tensor]:
+        """All parameters after quantisation, by name, and the bits of the weights."""
         values = dict(self.constant)
         bits = torch.zeros((), device=self.device)
         if len(self.weights):
             if self.lengths is None:
                 self.refresh()
             assert self.lengths is not None
-            each = self._each(sizes, self.counts)
+            each = self._each(self.sizes(), self.counts)
             values |= self._named(quantised(self.weights, each)[0], self.counts, list(self.given))
             bits = bits_of(self.weights / each, self.lengths, self.rows)
         if len(self.vectors):
@@ -113,7 +114,7 @@ class Latent:
         with torch.no_grad():
             before = self.logs.clone()
             self.set_steps(sizes)
-            values, bits = self.quantised(self.sizes())
+            values, bits = self.quantised()
             self.logs.copy_(before)
             self.lengths = None
         values = {name: tensor.detach().clone() for name, tensor in values.items()}

@@ -80,7 +80,6 @@ class Training:
         self.latent = self._latent()
         groups = [{"params": [leaf], "name": name} for name, leaf in self.latent.leaves().items()]
         self.optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99))
-        self.frozen: Tensor | None = None  # step sizes, once they stay
         self.generator = torch.Generator().manual_seed(context.seed)
         first = on_device(next(iter(context.training())), context.device, torch.float32)
         crop = side(context.predict, teacher, first) if options.crop == "auto" else options.crop
@@ -127,7 +126,7 @@ class Training:
     def distortion(self) -> float:
         """The mean loss of the quantised student, without its rate."""
         with torch.no_grad():
-            values, _ = self.latent.quantised(self.latent.sizes())
+            values, _ = self.latent.quantised()
             losses = []
             for inputs in itertools.islice(self.context.calibration(), MEASURED):
                 given = on_device(inputs, self.context.device, torch.float32)
@@ -164,8 +163,8 @@ class Training:
                 if now - told > SAVED:
                     told = now
                     save(Progress(self.state(), number, spent + now - began))
-                if done >= FROZEN[self.distance.kind] and self.frozen is None:
-                    self.frozen = self.latent.freeze()
+                if done >= FROZEN[self.distance.kind] and not self.latent.frozen:
+                    self.latent.freeze()
                 for group in self.optimiser.param_groups:
                     group["lr"] = calm * self.learning_rate * RATES[group["name"]] * schedule(done)
                 if number % REFRESHED == 0:
@@ -194,8 +193,8 @@ class Training:
             for name, value in state.items()
         }
         leaves = {f"latent.{name}": leaf.detach() for name, leaf in self.latent.leaves().items()}
-        frozen = {} if self.frozen is None else {"frozen": self.frozen}
-        return {**leaves, **moments, **frozen, "generator": self.generator.get_state()}
+        frozen = torch.tensor(self.latent.frozen)
+        return {**leaves, **moments, "frozen": frozen, "generator": self.generator.get_state()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from what `state` gave."""
@@ -203,7 +202,7 @@ class Training:
             for name, leaf in self.latent.leaves().items():
                 leaf.copy_(tensors[f"latent.{name}"])
         self.latent.lengths = None
-        self.frozen = tensors["frozen"].to(self.context.device) if "frozen" in tensors else None
+        self.latent.logs.requires_grad_(not tensors["frozen"])
         found: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             if name.startswith("adam."):
@@ -217,7 +216,7 @@ class Training:
         kind = torch.device(self.context.device).type
         with torch.autocast(kind, torch.bfloat16, enabled=self.bfloat16):
             target = self.taught(inputs)
-            values, bits = self.latent.quantised(self.latent.sizes() if self.frozen is None else self.frozen)
+            values, bits = self.latent.quantised()
             output = self.output(inputs, values)
         distance = self.distance(output, target)
         if not distance.requires_grad:
