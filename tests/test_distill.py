@@ -31,6 +31,7 @@ from tracker.rate_distortion.code_length import bits_of, code_lengths, quantised
 from tracker.rate_distortion.distortion import sensitivities
 from tracker.rate_distortion.latent import Latent
 from tracker.rate_distortion.norms import plain_norms
+from tracker.rate_distortion.plan import Plan
 from tracker.rate_distortion.quantised import Quantised
 from tracker.rate_distortion.rounds import Round, following
 from tracker.rate_distortion.start import COARSER, start
@@ -240,7 +241,7 @@ def test_a_stage_may_begin_from_what_the_model_was_before_it_was_rounded(tmp_pat
     assert seen[1] is None  # nothing needs it
 
 
-def test_the_next_lambda_lies_between_what_was_transparent_and_what_was_not() -> None:
+def test_training_becomes_bolder_until_it_has_to_mend() -> None:
     def done(*rounds: tuple[float, float]) -> list[Round]:
         return [
             Round(weight, Quantised({}, {}, 1.0, 0.0), Judged(drop, drop), int(1000 / weight), 1.0)
@@ -249,16 +250,32 @@ def test_the_next_lambda_lies_between_what_was_transparent_and_what_was_not() ->
 
     _, context = linear()
     by_drop = dataclasses.replace(context, target=Target(0.005))
-    assert following(done((4, 0.0)), by_drop) > 4
-    assert following(done((4, 0.1)), by_drop) < 4
-    assert following(done((4, 0.0), (8, 0.1)), by_drop) == pytest.approx(math.sqrt(32))
-    # What was trained less, long ago, no longer bounds it.
-    assert following(done((8, 0.1), (4, 0.0), (5, 0.0)), by_drop) > 5
+    bolder = following(done((4, 0.0)), False, by_drop)
+    assert bolder.weight > 4 and bolder.bold
+    assert following(done((4, 0.0)), True, by_drop) == Plan(4, False)  # nothing is left to mend it
+    for last in (False, True):
+        mended = following(done((4, 0.0), (8, 0.1)), last, by_drop)
+        assert mended.weight < 8 and not mended.bold and mended.finer == 1
+        again = following(done((8, 0.1), (4, 0.1)), last, by_drop)
+        assert again.weight < 4 and not again.bold and again.finer < 1
     # 250 bytes at 4, and 125 at 8: bytes fall with lambda.
     by_bytes = dataclasses.replace(context, target=Target(0.005, 200))
-    assert following(done((4, 0.1)), by_bytes) > 4
-    assert following(done((8, 0.0)), by_bytes) < 8
-    assert following(done((4, 0.0), (8, 0.0)), by_bytes) == pytest.approx(math.sqrt(32))
+    for last in (False, True):
+        larger, smaller = following(done((4, 0.1)), last, by_bytes), following(done((8, 0.0)), last, by_bytes)
+        assert larger.weight > 4 and larger.bold
+        assert smaller.weight < 8 and not smaller.bold
+
+
+def test_step_sizes_of_a_round_are_learned_or_stay_and_may_become_finer() -> None:
+    values = {"w": torch.randn(8, 8)}
+    latent = Latent(values, {"w": step_size(-13, 2)}, {})
+    latent.freeze()
+    latent.begin(True, 1.0)
+    assert not latent.frozen and latent.named_sizes()["w"] == step_size(-13, 2)
+    latent.begin(False, 0.8)
+    assert latent.frozen
+    assert latent.named_sizes()["w"] == float(latent.sizes()[0]) == pytest.approx(0.8 * step_size(-13, 2), rel=0.1)
+    assert latent.named_sizes()["w"] < step_size(-13, 2)
 
 
 def test_what_was_killed_goes_on_where_it_was(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,7 +294,7 @@ def test_what_was_killed_goes_on_where_it_was(cache: Path, monkeypatch: pytest.M
     stage = Distill(loss="mse", batch_size=16, steps=40, rounds=2)
     model, context = linear()
     unfinished = cache / "unfinished"
-    for stop in (10, 38):  # noqa: B007 - in the first round, which has 32 of the 40 steps, and in the second
+    for stop in (10, 38):  # noqa: B007 - in the first round, which has 30 of the 40 steps, and in the second
         with pytest.raises(KeyboardInterrupt):
             stage.apply(copy.deepcopy(model), context)
         assert len(list(unfinished.glob("*.safetensors"))) == 1

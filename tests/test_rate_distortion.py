@@ -24,13 +24,15 @@ from tracker.codecs.correct import Correct
 from tracker.codecs.nnc import Nnc
 from tracker.codecs.nnc_steps import step_size
 from tracker.codecs.records import Judged, Target
-from tracker.codecs.round import Round, entered
+from tracker.codecs.round import Round
 from tracker.errors import TrackerError
 from tracker.frameworks.pytorch import state_tensors
+from tracker.rate_distortion import moments
 from tracker.rate_distortion.aim import working_point
 from tracker.rate_distortion.code_length import code_lengths
 from tracker.rate_distortion.inputs import made
 from tracker.rate_distortion.lagrangian import allocated, curve, prices
+from tracker.rate_distortion.moments import Entered, second_moments
 from tracker.rate_distortion.rounding import rounded
 from tracker.scenarios.decision import expansion
 
@@ -112,6 +114,26 @@ def test_the_working_point_is_the_last_within_a_drop_or_the_first_within_bytes()
         assert found.made == last
 
 
+def test_a_lucky_working_point_does_not_count() -> None:
+    base = context(nn.Identity())
+    drops = [0.0, 0.1, 0.2, 0.3, 0.1, 0.9, 0.2, 0.9]
+
+    def search(drops: list[float], margin: float, target: Target) -> int:
+        aimed = Context(base.predict, base.calibration, 0, "cpu", target=target)
+        return working_point(
+            len(drops), int, lambda made: Judged(drops[made], drops[made] + margin), lambda made: 100 - made, aimed
+        ).made
+
+    # 6 lies between two that lose too much, and 4 has the mean 0.433 with what is beside it.
+    assert search(drops, 0.0, Target(0.5, steady=False)) == 6
+    assert search(drops, 0.0, Target(0.5)) == 4
+    # Its own margin is added to the mean: 0.433 + 0.08 is too much, and 3 has 0.2 + 0.08.
+    assert search(drops, 0.08, Target(0.5)) == 3
+    # At the ends there is one beside it; where none is steady, the last within the drop is better than nothing.
+    assert search([0.0, 0.1], 0.0, Target(0.5)) == 1
+    assert search([0.4, 0.9], 0.0, Target(0.5)) == 0
+
+
 def test_rates_and_errors_in_a_table_are_those_of_nncodec(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(3)
     weight = torch.randn(30, 40) * 0.1
@@ -173,8 +195,8 @@ def test_rounding_keeps_outputs_better_than_to_nearest_and_costs_less_with_a_pri
 
 def test_an_impossible_covariance_does_not_stop_it() -> None:
     weight = torch.randn(4, 5)
-    for moments in (torch.zeros(5, 5), torch.ones(5, 5), 1e30 * torch.ones(5, 5)):
-        assert bool(torch.isfinite(rounded(weight, moments, 0.1, 1.0)).all())
+    for covariance in (torch.zeros(5, 5), torch.ones(5, 5), 1e30 * torch.ones(5, 5)):
+        assert bool(torch.isfinite(rounded(weight, covariance, 0.1, 1.0)).all())
 
 
 @pytest.mark.parametrize(
@@ -189,15 +211,33 @@ def test_an_impossible_covariance_does_not_stop_it() -> None:
         (nn.Linear(7, 3), (4, 5, 7)),
     ],
 )
-def test_what_enters_a_layer_times_its_weights_is_its_output(module: Any, shape: tuple[int, ...]) -> None:
+def test_what_enters_a_layer_times_its_weights_is_its_output(
+    module: Any, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     given = torch.randn(shape)
     groups = getattr(module, "groups", 1)
     parts = [
-        entered(module, given, group) @ weight.flatten(1).T for group, weight in enumerate(module.weight.chunk(groups))
+        Entered(module, given, group).vectors(0, 10**6) @ weight.flatten(1).T
+        for group, weight in enumerate(module.weight.chunk(groups))
     ]
     found = torch.cat(parts, dim=1) + module.bias
     wanted = module(given) if isinstance(module, nn.Linear) else module(given).movedim(1, -1)
     assert torch.allclose(found, wanted.reshape(len(found), -1), atol=1e-5)
+    # Moments are summed over parts.
+    monkeypatch.setattr(moments, "CHUNK", 7)
+    before = torch.randn(shape)
+    for group in range(groups):
+        here, there = (Entered(module, x, group).vectors(0, 10**6).double() for x in (given, before))
+        own, crossed = second_moments(module, (before, given), group)
+        assert crossed is not None and torch.allclose(own.double(), here.T @ here / len(here), atol=1e-5)
+        assert torch.allclose(crossed.double(), there.T @ here / len(here), atol=1e-5)
+        assert second_moments(module, (None, given), group)[1] is None
+
+
+def test_of_many_vectors_some_are_taken_that_are_evenly_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moments, "VECTORS", 5)
+    given = torch.arange(41.0)[:, None].expand(41, 3)
+    assert Entered(nn.Linear(3, 2), given, 0).vectors(0, 9)[:, 0].tolist() == [0, 10, 20, 30, 40]
 
 
 def test_round_takes_the_steps_of_the_stage_before_or_of_the_coder() -> None:

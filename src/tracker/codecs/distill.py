@@ -23,6 +23,7 @@ from tracker.codecs.records import Transformed
 from tracker.errors import TrackerError
 from tracker.rate_distortion.inputs import Source, one_batch, split
 from tracker.rate_distortion.norms import plain_norms
+from tracker.rate_distortion.plan import Plan
 from tracker.rate_distortion.quantised import Quantised
 from tracker.rate_distortion.rounds import Round, Work, chosen, following, told
 from tracker.rate_distortion.start import start
@@ -33,8 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
-FIRST = 0.75  # share of the first round in all of the time; the others share the rest
-CALMER = 0.3  # learning rate of later rounds over that of the first: they mend what it has learned
+FIRST = 3.0  # duration of the first round, over that of each other
 
 
 class Distill(Trained):
@@ -144,18 +144,20 @@ class Distill(Trained):
             training.restore(work.tensors)
         while len(work.done) <= self.rounds:
             number = len(work.done)
-            share = 1.0 if self.rounds == 1 else FIRST if number == 1 else (1 - FIRST) / (self.rounds - 1)
-            calm = CALMER if number > 1 else 1.0
-            weight = self.rate_weight or (following(work.done[1:], context) if number > 1 else work.weight)
+            plan = self._plan(number, work, context)
             label = f"distill {number}/{self.rounds}"
-            result, seconds = training.round(
-                weight * work.distortion, share, calm, label, work.progress(number), work.saver(number)
-            )
+            share = (FIRST if number == 1 else 1.0) / (FIRST + self.rounds - 1)
+            saved = work.progress(number)
+            result, seconds = training.round(plan, work.distortion, share, label, saved, work.saver(number))
             size = self._bytes(result, student, context)
-            work.add(Round(weight, result, context.judge(student), size, seconds), training)
+            work.add(Round(plan.weight, result, context.judge(student), size, seconds), training)
             told(number, self.rounds, work.done[-1])
         work.checkpoint.clear()
         return work.done
+
+    def _plan(self, number: int, work: Work, context: Context) -> Plan:
+        plan = following(work.done[1:], number == self.rounds, context) if number > 1 else Plan(work.weight, True)
+        return plan._replace(weight=self.rate_weight or plan.weight)
 
     def _bytes(self, result: Quantised, student: Any, context: Context) -> int | None:
         """Of a result's bitstream, where they matter; the student is filled with it."""

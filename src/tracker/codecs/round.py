@@ -6,7 +6,6 @@ Layers are rounded in the order in which they run, each on inputs that come thro
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
@@ -14,7 +13,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tracker.bitstream.state import aliases
 from tracker.codecs.base import Context
@@ -23,13 +21,11 @@ from tracker.codecs.records import Transformed
 from tracker.errors import TrackerError
 from tracker.rate_distortion.hooks import hooked
 from tracker.rate_distortion.inputs import Source, norms_of, one_batch
+from tracker.rate_distortion.moments import CONVOLUTIONS, TRANSPOSED, second_moments
 from tracker.rate_distortion.rounding import following, rounded
 from tracker.rate_distortion.twin import in_pytorch
 
 LARGEST = 6144  # inputs of an output, beyond which a layer's covariance is too large, and it is rounded to nearest
-VECTORS = 1 << 14  # input vectors of which a covariance is measured
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 class Round(Trained):
@@ -107,44 +103,11 @@ class Round(Trained):
             if matrix.shape[1] > LARGEST:
                 found.append((part / step).round() * step)
                 continue
-            vectors = entered(module, given[1], group)
-            moments = vectors.T @ vectors / max(len(vectors), 1)
-            if given[0] is not None:
-                reference = entered(module, given[0], group)
-                matrix = following(matrix, reference.T @ vectors / max(len(vectors), 1), moments)
+            moments, crossed = second_moments(module, given, group)
+            if crossed is not None:
+                matrix = following(matrix, crossed, moments)
             found.append(rounded(matrix, moments, step, self.rate_weight).view_as(part) * step)
         return torch.cat(found)
-
-
-def entered(module: Any, given: Tensor, group: int) -> Tensor:
-    """What a layer multiplies its weights with: shape (vectors, inputs of an output), at most `VECTORS` of them."""
-    if not isinstance(module, CONVOLUTIONS):
-        vectors = given.movedim(1, -1) if isinstance(module, TRANSPOSED) else given
-        vectors = vectors.reshape(-1, vectors.shape[-1])
-        return vectors[:: max(1, -(-len(vectors) // VECTORS))].float()
-    channels = given.shape[1] // module.groups
-    return patches(module, given[:, group * channels : (group + 1) * channels]).float()
-
-
-def patches(module: Any, given: Tensor) -> Tensor:
-    """Squares under a convolution's kernel, as rows in the order of its weights; at most `VECTORS`, evenly spread."""
-    dims = len(module.kernel_size)
-    if isinstance(module.padding, str):
-        total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-        pads = [(t // 2, t - t // 2) if module.padding == "same" else (0, 0) for t in total]
-    else:
-        pads = [(p, p) for p in module.padding]
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    found = F.pad(given, [side for pair in reversed(pads) for side in pair], mode=mode)
-    for dim, size in enumerate(zip(module.kernel_size, module.stride, module.dilation, strict=True)):
-        kernel, stride, dilation = size
-        found = found.unfold(2 + dim, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
-    # (batch, places..., channels, kernel...), of which only the chosen rows are copied.
-    view = found.permute(0, *range(2, 2 + dims), 1, *range(2 + dims, 2 + 2 * dims))
-    places = view.shape[: dims + 1]
-    count = math.prod(places)
-    chosen = torch.linspace(0, count - 1, min(count, VECTORS), dtype=torch.float64, device=given.device).long()
-    return view[torch.unravel_index(chosen, places)].flatten(1)
 
 
 def by_outputs(module: Any) -> Tensor:

@@ -86,6 +86,13 @@ class Latent:
         self.set_steps(self.named_sizes())
         self.logs.requires_grad_(False)
 
+    def begin(self, learned: bool, finer: float) -> None:
+        """Step sizes for a round of training, which learns them or not, after they have become finer."""
+        if finer != 1:
+            self.set_steps({name: finer * size for name, size in self.named_sizes().items()})
+            self.freeze()
+        self.logs.requires_grad_(learned)
+
     def refresh(self) -> None:
         """Count the integers anew: their code lengths are those of the rate from now on."""
         with torch.no_grad():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from tracker.frameworks.pytorch import state_tensors
 from tracker.models import weights_digest
 from tracker.rate_distortion.aim import within
 from tracker.rate_distortion.checkpoint import Checkpoint
+from tracker.rate_distortion.plan import Plan
 from tracker.rate_distortion.quantised import Quantised
 from tracker.rate_distortion.start import Start
 from tracker.rate_distortion.training import Progress, Save, Training
@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from tracker.codecs.distill import Distill
 
 log = logging.getLogger(__name__)
-FACTOR = 1.5  # by which lambda changes from round to round, until one is found to be too large
+FACTOR = 1.5  # by which lambda changes from round to round
+FINER = 0.8  # by which step sizes become smaller where too much is lost
 
 
-@dataclass
+@dataclass(eq=False)
 class Round:
     """One value of lambda, what was trained with it, and what it gave.
 
@@ -179,16 +180,20 @@ def chosen(rounds: list[Round], context: Context) -> Round:
     return min(rounds, key=lambda one: one.judged.bound)
 
 
-def following(done: list[Round], context: Context) -> float:
-    """The next lambda: between the largest that gave too much and the smallest that gave too little."""
-    by_bytes = context.target.bytes is not None
+def following(done: list[Round], last: bool, context: Context) -> Plan:
+    """How training goes on after rounds: it becomes bolder as long as all is well, and mends what is not.
 
-    def may_rise(one: Round) -> bool:
-        return not one.small_enough(context) if by_bytes else one.good_enough(context)
-
-    good = [one.weight for one in done if may_rise(one)]
-    # Earlier rounds were trained less: what was too much then need not be so now.
-    bad = [one.weight for one in done[-2:] if not may_rise(one)]
-    if good and bad and max(good) < min(bad):
-        return math.sqrt(max(good) * min(bad))
-    return max(good) * FACTOR if may_rise(done[-1]) else done[-1].weight / FACTOR
+    Args:
+        done: rounds of training, at least one.
+        last: whether none comes after.
+        context: of the run, with its target.
+    """
+    before = done[-1]
+    if context.target.bytes is not None:
+        enough = before.small_enough(context)
+        return Plan(before.weight / FACTOR, False) if enough else Plan(before.weight * FACTOR, True)
+    if before.good_enough(context):
+        return Plan(before.weight, False) if last else Plan(before.weight * FACTOR, True)
+    # What one round of mending has not mended needs more bits.
+    twice = len(done) > 1 and not done[-2].good_enough(context)
+    return Plan(before.weight / FACTOR, False, FINER if twice else 1.0)

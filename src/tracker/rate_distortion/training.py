@@ -22,6 +22,7 @@ from tracker.frameworks.pytorch import has_bfloat16
 from tracker.rate_distortion.distortion import Distortion
 from tracker.rate_distortion.latent import Latent
 from tracker.rate_distortion.moved import moved
+from tracker.rate_distortion.plan import Plan
 from tracker.rate_distortion.quantised import Quantised, fine_step
 from tracker.rate_distortion.start import LEARNING_RATE
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 # by some percent, which squared errors do not forgive.
 FROZEN = {"kl": 0.7, "mse": 0.0}
 SAMPLES, SQUARES = 48, 4  # in a batch
+CALMER = 0.3  # learning rate of rounds that mend, over that of others
 WARM = 0.03  # the share of a round in which the learning rate rises
 RATES = {"weights": 1.0, "vectors": 2.0, "steps": 10.0}  # learning rates, over that of weights
 AHEAD = 0.05  # of a round
@@ -134,14 +136,14 @@ class Training:
         return sum(losses) / len(losses)
 
     def round(
-        self, weight: float, share: float, calm: float, label: str, saved: Progress | None, save: Save
+        self, plan: Plan, distortion: float, share: float, label: str, saved: Progress | None, save: Save
     ) -> tuple[Quantised, float]:
         """Train with one lambda.
 
         Args:
-            weight: lambda: of bits per weight, in the loss.
+            plan: how.
+            distortion: at the start, of which lambda is a multiple.
             share: of all seconds or steps.
-            calm: of all learning rates.
             label: for the progress bar.
             saved: where a killed command left this round.
             save: told now and then where it is.
@@ -151,7 +153,10 @@ class Training:
         """
         if saved:
             self.restore(saved.tensors)
+        else:
+            self.latent.begin(plan.bold, plan.finer)
         first, spent = (saved.steps, saved.seconds) if saved else (0, 0.0)
+        rate = self.learning_rate * (1.0 if plan.bold else CALMER)
         began = told = time.monotonic()
         losses: list[float] = []
         with tqdm(total=100, desc=label, unit="%", disable=None, leave=False) as bar:
@@ -166,10 +171,10 @@ class Training:
                 if done >= FROZEN[self.distance.kind] and not self.latent.frozen:
                     self.latent.freeze()
                 for group in self.optimiser.param_groups:
-                    group["lr"] = calm * self.learning_rate * RATES[group["name"]] * schedule(done)
+                    group["lr"] = rate * RATES[group["name"]] * schedule(done)
                 if number % REFRESHED == 0:
                     self.latent.refresh()
-                losses.append(self._step(inputs, weight))
+                losses.append(self._step(inputs, plan.weight * distortion))
                 bar.update(int(100 * done) - bar.n)
         last = losses[-max(1, len(losses) // 10) :]
         loss = sum(last) / len(last) if last else self.distortion()

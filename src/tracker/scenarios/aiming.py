@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tracker.codecs.base import Coder, Stage, Transform
 from tracker.codecs.chain import Codec
-from tracker.codecs.records import Target
 from tracker.errors import TrackerError
 from tracker.rate_distortion.aim import Found, working_point
 from tracker.scenarios.draft import Draft, Workshop
@@ -100,8 +99,9 @@ def aimed(codec: Codec, where: Pivot, draft: Draft, shop: Workshop, run: Run | M
     if where.last != codec.coder_name:
         # What only begins there needs a drop to begin with, whatever its target; and where training changes nearly all,
         # neither luck nor the very last place.
-        rough = {"ahead": 0, "apart": APART} if context.classes is not None else {}
-        context = replace(context, target=Target(context.target.drop, **rough))
+        by_drop = replace(context.target, bytes=None)
+        rough = replace(by_drop, ahead=0, apart=APART, steady=False)
+        context = replace(context, target=by_drop if context.classes is None else rough)
     found = working_point(
         len(places),
         lambda place: with_stage(codec, where.stage, places[place]),

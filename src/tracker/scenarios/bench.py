@@ -164,7 +164,8 @@ class Bench:
             task = anchors.task_digest(unsplit, architecture, calibration, self.device)
             return hashlib.sha256(f"{self.sha256}{task}".encode()).hexdigest()
 
-        target = Target(job.task.tolerance if aim.drop is None else aim.drop, aim.bytes, aim.ahead)
+        wanted = job.task.tolerance if aim.drop is None else aim.drop
+        target = Target(wanted, aim.bytes, aim.ahead, steady=aim.confidence is not None)
         return Context(
             job.anchor.predict,
             lambda: (inputs for inputs, _ in batches("calibration")),
