@@ -44,7 +44,7 @@ class Context:
         target: of stages that find the working point themselves.
         coder: the last stage of the chain.
         size: bytes of the bitstream that the coder makes of what a transform gives.
-        steps, exact: those of the `Transformed` before.
+        steps, exact, dependent: those of the `Transformed` before.
         unrounded: the model before a stage made its weights multiples of step sizes; None where none has.
         kept: what stages made once for a run and need again, by a name of theirs.
     """
@@ -67,6 +67,7 @@ class Context:
     size: Callable[[Transformed], int] | None = None
     steps: Mapping[str, float] = field(default_factory=dict)
     exact: Collection[str] = frozenset()
+    dependent: Collection[str] = frozenset()
     unrounded: Any = None
     kept: dict[str, Any] = field(default_factory=dict)
 
@@ -181,6 +182,11 @@ class Coder(Stage):
     codes_integers: ClassVar[bool] = False  # whether `encode` also takes int32 tensors, and codes them without loss
     of_floats: ClassVar[frozenset[str]] = frozenset()  # options that do nothing about weights that are integers already
     rate_falls_with: ClassVar[str] = ""  # the option, if there is one, that makes bitstreams smaller as it gets larger
+
+    @property
+    def dependent(self) -> bool:
+        """Whether it codes multiples of step sizes by dependent quantisation too, in the order of a tensor's values."""
+        return False
 
     @abstractmethod
     def encode(self, tensors: Mapping[str, Tensor], folder: Path, model: Any, context: Context) -> list[TensorRecord]:

@@ -49,7 +49,7 @@ class Correct(Trained):
         Raises:
             TrackerError: the coder cannot code the tensors.
         """
-        unchanged = Transformed(model, steps=context.steps, exact=context.exact)
+        unchanged = Transformed(model, steps=context.steps, exact=context.exact, dependent=context.dependent)
         if self.inputs == "synthetic" and not norms_of(context.anchor):
             return unchanged  # noise shows nothing of the means that data have
         quantised = full_precision(approximated(model, context), context.device)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -26,7 +27,7 @@ from tracker.rate_distortion.norms import plain_norms
 from tracker.rate_distortion.plan import Plan
 from tracker.rate_distortion.quantised import Quantised
 from tracker.rate_distortion.rounds import Round, Work, chosen, following, told
-from tracker.rate_distortion.start import start
+from tracker.rate_distortion.start import begins_before_rounding, start
 from tracker.rate_distortion.training import SAMPLES, Training
 from tracker.rate_distortion.twin import in_pytorch
 
@@ -114,6 +115,7 @@ class Distill(Trained):
         best.result.fill(student)
         for _, tensor in tensors_of(student):
             tensor.data = tensor.data.to("cpu")
+        untrained = best is rounds[0]
         metrics = {
             "distill/rate_weight": best.weight,
             "distill/bits_per_weight": best.result.bits,
@@ -125,6 +127,7 @@ class Distill(Trained):
             student,
             steps=best.result.steps,
             exact=set(best.result.steps),
+            dependent=context.dependent if untrained else frozenset(),
             metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
             tables={"rounds": [_row(number, one) for number, one in enumerate(rounds)]},
             figures={"rounds": plotted(rounds, context.target.drop)},
@@ -137,12 +140,16 @@ class Distill(Trained):
         work = Work(self, training, context)
         if not work.done:
             begun = start(training, context)
-            size = self._bytes(begun.given, student, context)
+            size = self._bytes(begun.given, student, context, context.dependent)
             work.begin(begun, Round(0.0, begun.given, begun.judged, size, 0.0), training)
             told(0, self.rounds, work.done[0])
         else:
             training.restore(work.tensors)
-        while len(work.done) <= self.rounds:
+        most = self.rounds
+        if context.dependent and not begins_before_rounding(training, context):
+            log.info("distill leaves the integers of dependent quantisation as they are: it trains uniform ones")
+            most = 0
+        while len(work.done) <= most:
             number = len(work.done)
             plan = self._plan(number, work, context)
             label = f"distill {number}/{self.rounds}"
@@ -159,12 +166,15 @@ class Distill(Trained):
         plan = following(work.done[1:], number == self.rounds, context) if number > 1 else Plan(work.weight, True)
         return plan._replace(weight=self.rate_weight or plan.weight)
 
-    def _bytes(self, result: Quantised, student: Any, context: Context) -> int | None:
+    def _bytes(
+        self, result: Quantised, student: Any, context: Context, dependent: Collection[str] = frozenset()
+    ) -> int | None:
         """Of a result's bitstream, where they matter; the student is filled with it."""
         result.fill(student)
         if context.target.bytes is None or context.size is None:
             return None
-        return context.size(Transformed(student, steps=result.steps, exact=set(result.steps)))
+        exact = set(result.steps)
+        return context.size(Transformed(student, steps=result.steps, exact=exact, dependent=dependent))
 
 
 def _row(number: int, one: Round) -> dict[str, Any]:

@@ -110,6 +110,11 @@ class Nnc(NncOptions):
             for name, tensor in coded.items()
         }
 
+    @property
+    def dependent(self) -> bool:
+        """Where it takes the trellis, and values in their own order."""
+        return self.use_dq and self.scan_order == 0 and self.bitdepth is None and self.approx_method == "uniform"
+
     def entries(self, option: str, model: Any, tensors: Mapping[str, Tensor]) -> Mapping[str, Entry]:
         """A qp for each weight."""
         from tracker.bitstream.state import coded_part

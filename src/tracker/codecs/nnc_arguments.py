@@ -74,9 +74,16 @@ def keywords(
     return found
 
 
-def exact_of(context: Context) -> set[str]:
-    """Tensors that a stage before made multiples of their step sizes, by escaped name."""
-    return {escape(name) for name in context.exact if name in context.steps}
+def exact_of(context: Context) -> dict[str, dict[str, Any]]:
+    """Options for the tensors that a stage before made multiples of their step sizes, by escaped name.
+
+    Without the rate in its costs, NNCodec's trellis has one path without error: the integers that were chosen.
+    """
+    return {
+        escape(name): {"use_dq": name in context.dependent, "lambda_scale": 0.0}
+        for name in context.exact
+        if name in context.steps
+    }
 
 
 def steps_of(weights: Sequence[str], options: NncOptions, given: Mapping[str, float] | None = None) -> nnc_steps.Steps:

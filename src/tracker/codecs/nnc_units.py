@@ -11,7 +11,7 @@ import contextlib
 import io
 import logging
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tracker.codecs.nnc_guard import checked_shapes
@@ -28,15 +28,13 @@ NDU = 5  # nnr_unit_type of a compressed data unit
 # Where other processes begin to pay: they take half a second to start, and a core codes about 1.7 million elements a
 # second and decodes about 2 million bytes.
 ELEMENTS, BYTES = 1 << 22, 1 << 22
-# Multiples of a step size are coded as the integers that they are: the trellis would choose others.
-EXACT = {"use_dq": False, "lambda_scale": 0.0}
 
 
 def encode_units(
     arrays: Mapping[str, np.ndarray],
     blocks: Mapping[str, Any] | None,
     options: Mapping[str, Any],
-    exact: Collection[str] = (),
+    exact: Mapping[str, Mapping[str, Any]],
 ) -> tuple[bytes, dict[str, int], dict[str, int]]:
     """Code a model unit by unit.
 
@@ -44,7 +42,8 @@ def encode_units(
         arrays: float32, by name.
         blocks: NNCodec's ``block_id_and_param_type`` where BatchNorm is folded.
         options: keyword arguments of ``nncodec.nnc.compress``.
-        exact: tensors (of a block: its weight) that are coded without loss, as multiples of their step sizes.
+        exact: other options for tensors (of a block: its weight) that are coded without loss, as multiples of their
+            step sizes.
 
     Returns:
         The bitstream, equal to that of one call for all arrays; bytes by name, a block's under its weight; and the qps
@@ -56,7 +55,7 @@ def encode_units(
     def task(name: str) -> tuple[Any, ...]:
         members = parts[name]
         own = {member: arrays[member] for member in members}
-        given = {**options, **EXACT} if name in exact else options
+        given = {**options, **exact.get(name, {})}
         return own, _of(numbers, members), _tables(blocks, members) if len(members) > 1 else None, given
 
     costs = {name: sum(arrays[member].size for member in members) for name, members in parts.items()}
@@ -71,7 +70,7 @@ def encode_units(
 
 
 def quantise_units(
-    arrays: Mapping[str, np.ndarray], options: Mapping[str, Any], exact: Collection[str] = ()
+    arrays: Mapping[str, np.ndarray], options: Mapping[str, Any], exact: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, np.ndarray]:
     """What `decode_units` gives for the bitstream of a model, without making it; no folded BatchNorm.
 
@@ -84,7 +83,7 @@ def quantise_units(
     options = {**options, "quantize_only": True}
 
     def task(name: str) -> tuple[Any, ...]:
-        own = {**options, **EXACT} if name in exact else options
+        own = {**options, **exact.get(name, {})}
         return {name: arrays[name]}, _of(numbers, [name]), None, own
 
     found: dict[str, np.ndarray] = {}

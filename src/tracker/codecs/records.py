@@ -124,6 +124,7 @@ class Transformed:
         integers: weights that are integers now, by tensor name; the model has their values.
         steps: step sizes by tensor name, for a coder that `takes_steps`.
         exact: of those tensors, the ones whose values are multiples of their step sizes, coded without another loss.
+        dependent: of these, the ones whose multiples are those of dependent quantisation (`rate_distortion.trellis`).
         mac_ratio: multiply-accumulate operations of the changed model over those of the given one.
         memory_ratio: the same for the memory of its weights.
         metrics: further figures, logged as they are named here.
@@ -138,6 +139,7 @@ class Transformed:
     integers: Mapping[str, Integers] = field(default_factory=dict)
     steps: Mapping[str, float] = field(default_factory=dict)
     exact: Collection[str] = frozenset()
+    dependent: Collection[str] = frozenset()
     mac_ratio: float = 1.0
     memory_ratio: float = 1.0
     metrics: Mapping[str, float] = field(default_factory=dict)

@@ -6,9 +6,10 @@ Layers are rounded in the order in which they run, each on inputs that come thro
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -22,7 +23,7 @@ from tracker.errors import TrackerError
 from tracker.rate_distortion.hooks import hooked
 from tracker.rate_distortion.inputs import Source, norms_of, one_batch
 from tracker.rate_distortion.moments import CONVOLUTIONS, TRANSPOSED, second_moments
-from tracker.rate_distortion.rounding import following, rounded
+from tracker.rate_distortion.rounding import PRICES, following, rounded
 from tracker.rate_distortion.twin import in_pytorch
 
 LARGEST = 6144  # inputs of an output, beyond which a layer's covariance is too large, and it is rounded to nearest
@@ -44,8 +45,13 @@ class Round(Trained):
         description="first change weights so that the anchor's outputs follow from the inputs here; auto: with "
         "inputs that were not made to suit BatchNorms",
     )
-    rate_weight: float = Field(
-        default=0.5, ge=0, le=100, description="of bits against errors, over the balance that rounding to nearest has"
+    dependent: bool | Literal["auto"] = Field(
+        default="auto", description="by dependent quantisation, the trellis of NNC; auto: where the coder takes it"
+    )
+    rate_weight: Literal["auto"] | Annotated[float, Field(ge=0, le=100)] = Field(
+        default="auto",
+        description="of bits against errors, over the balance that rounding to nearest has; auto: 0.5, and 0.1 where "
+        "quantisation is dependent",
     )
 
     @in_pytorch
@@ -53,15 +59,18 @@ class Round(Trained):
         """Round the weights of the layers that `entering` tells of; all other tensors are left to the coder.
 
         Raises:
-            TrackerError: the coder gives no step sizes.
+            TrackerError: the coder gives no step sizes, or lacks dependent quantisation that is asked for.
         """
         if context.coder is None:
             raise TrackerError("round needs a coder after it")
+        if self.dependent is True and not context.coder.dependent:
+            raise TrackerError("codec.round.dependent=true needs nnc after it, with use_dq=true and scan_order=0")
+        trellis = context.coder.dependent if self.dependent == "auto" else self.dependent
         steps = {**context.coder.step_sizes(context.state(model)), **context.steps}
         network = full_precision(model, context.device)
         inputs = one_batch(self.inputs, context)
         wanted, follows = dict[str, Tensor](), self.follows(context)
-        done: set[str] = set()
+        done, dependent = set[str](), set[str]()
         tied = aliases(context.state(network))  # coded under their first names
 
         def note(name: str, _: nn.Module, given: Tensor) -> None:
@@ -75,7 +84,9 @@ class Round(Trained):
             before = wanted.pop(name, None)
             before = before if before is not None and before.shape == given.shape else None
             weight = by_outputs(module)
-            weight.copy_(self.layer(module, weight, (before, given), steps[name]))
+            if trellis and follows_rows(module) and math.prod(weight.shape[1:]) <= LARGEST:
+                dependent.add(name)
+            weight.copy_(self.layer(module, weight, (before, given), steps[name], name in dependent))
 
         with torch.no_grad():
             if follows:
@@ -86,7 +97,7 @@ class Round(Trained):
                 context.predict(network, inputs)
         for tensor in (*network.parameters(), *network.buffers()):
             tensor.data = tensor.data.to("cpu")
-        return Transformed(network, steps=steps, exact=done)
+        return Transformed(network, steps=steps, exact=done, dependent=dependent)
 
     def follows(self, context: Context) -> bool:
         """Whether weights are changed first."""
@@ -94,8 +105,11 @@ class Round(Trained):
             return self.inputs == "calibration" or not norms_of(context.anchor)
         return self.follow
 
-    def layer(self, module: nn.Module, weight: Tensor, given: tuple[Tensor | None, Tensor], step: float) -> Tensor:
+    def layer(
+        self, module: nn.Module, weight: Tensor, given: tuple[Tensor | None, Tensor], step: float, dependent: bool
+    ) -> Tensor:
         """A layer's rounded weights, for what enters it in the anchor (where that is to be followed) and here."""
+        rate_weight = PRICES[dependent] if self.rate_weight == "auto" else self.rate_weight
         groups = getattr(module, "groups", 1) if isinstance(module, CONVOLUTIONS) else 1
         found = []
         for group, part in enumerate(weight.chunk(groups)):
@@ -106,8 +120,13 @@ class Round(Trained):
             moments, crossed = second_moments(module, given, group)
             if crossed is not None:
                 matrix = following(matrix, crossed, moments)
-            found.append(rounded(matrix, moments, step, self.rate_weight).view_as(part) * step)
+            found.append(rounded(matrix, moments, step, rate_weight, dependent).view_as(part) * step)
         return torch.cat(found)
+
+
+def follows_rows(module: nn.Module) -> bool:
+    """Whether a tensor's values are in the order of `by_outputs`, as those on a path are."""
+    return not isinstance(module, TRANSPOSED) and not turned(module)
 
 
 def by_outputs(module: Any) -> Tensor:

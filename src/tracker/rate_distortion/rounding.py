@@ -13,14 +13,17 @@ import math
 import torch
 from torch import Tensor
 
+from tracker.rate_distortion import trellis
 from tracker.rate_distortion.code_length import LARGEST, code_lengths
 
 DAMPING = 0.01  # of the mean diagonal, added to the covariance of inputs
+PRICES = {False: 0.5, True: 0.1}  # of bits, by whether quantisation is dependent: paths choose among fewer integers
+SLOPE = math.log(2) / 6  # of a uniform quantiser's squared error in squared steps by bits, which is 1/12 of 4^-bits
 PASSES = 2  # code lengths are those of the integers before
 
 
-def rounded(weight: Tensor, covariance: Tensor, step: float, rate_weight: float) -> Tensor:
-    """Integers for a weight matrix.
+def rounded(weight: Tensor, covariance: Tensor, step: float, rate_weight: float, dependent: bool = False) -> Tensor:
+    """Multiples of a step size for a weight matrix.
 
     Args:
         weight: shape (outputs, inputs).
@@ -28,15 +31,18 @@ def rounded(weight: Tensor, covariance: Tensor, step: float, rate_weight: float)
         step: size of the quantisation step.
         rate_weight: of bits, over the slope of distortion by rate that rounding to nearest has at this step size; 0
             for the least distortion.
+        dependent: whether they are those of dependent quantisation, in the order of the rows.
 
     Returns:
         Whole numbers, shape (outputs, inputs), in float32.
     """
+    if dependent:
+        return _path(weight, covariance, step, rate_weight)
     diagonal = covariance.diagonal()
     order = diagonal.argsort(descending=True)
     factor = inverse_factor(covariance[order][:, order])
-    gains = factor.diagonal().square().reciprocal()  # what a squared error in a column does that nothing makes up for
-    price = rate_weight * math.log(2) / 6 * float(gains.mean())
+    gains = gains_of(factor)
+    price = rate_weight * SLOPE * float(gains.mean())
     integers = (weight / step).round()
     for _ in range(PASSES if rate_weight else 1):
         lengths = code_lengths(integers)
@@ -44,6 +50,24 @@ def rounded(weight: Tensor, covariance: Tensor, step: float, rate_weight: float)
         integers = torch.empty_like(found)
         integers[:, order] = found
     return integers
+
+
+def _path(weight: Tensor, covariance: Tensor, step: float, rate_weight: float) -> Tensor:
+    """`rounded` by dependent quantisation."""
+    factor = inverse_factor(covariance)
+    gains = gains_of(factor)
+    price = rate_weight * SLOPE * trellis.UNIFORM**2 * float(gains.mean())
+    scaled = weight / step
+    lengths = trellis.first_lengths(scaled)
+    for _ in range(PASSES):
+        path = trellis.best_path(scaled, factor, gains, price, lengths)
+        lengths = trellis.lengths_of(path)
+    return path.multiples()
+
+
+def gains_of(factor: Tensor) -> Tensor:
+    """What a squared error in each column does that nothing makes up for."""
+    return factor.diagonal().square().reciprocal()
 
 
 def following(weight: Tensor, crossed: Tensor, covariance: Tensor) -> Tensor:

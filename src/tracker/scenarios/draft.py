@@ -33,7 +33,7 @@ class Draft:
         tensors: the model's.
         edits: all changes of the architecture, in order.
         integers: tensors that are integers and scales, by name.
-        steps, exact: see `Transformed`.
+        steps, exact, dependent: see `Transformed`.
         unrounded: see `Context`.
         mac_ratio: multiply-accumulate operations over those of the anchor.
         memory_ratio: memory of the weights over that of the anchor.
@@ -47,6 +47,7 @@ class Draft:
     integers: dict[str, Integers] = dataclasses.field(default_factory=dict)
     steps: Mapping[str, float] = dataclasses.field(default_factory=dict)
     exact: Collection[str] = frozenset()
+    dependent: Collection[str] = frozenset()
     unrounded: Any = None
     mac_ratio: float = 1.0
     memory_ratio: float = 1.0
@@ -58,14 +59,15 @@ class Draft:
         self.model = given.model
         self.edits += given.edits
         self.integers = dict(given.integers)  # a transform that leaves weights alone passes no integers on: it is final
-        self.steps, self.exact = given.steps, given.exact
+        self.steps, self.exact, self.dependent = given.steps, given.exact, given.dependent
         self.mac_ratio *= given.mac_ratio
         self.memory_ratio *= given.memory_ratio
         self.simulate = given.simulate
 
     def context(self, context: Context) -> Context:
         """What the next stage may use."""
-        return dataclasses.replace(context, steps=self.steps, exact=self.exact, unrounded=self.unrounded)
+        found = dataclasses.replace(context, steps=self.steps, exact=self.exact, unrounded=self.unrounded)
+        return dataclasses.replace(found, dependent=self.dependent)
 
     def bytes(self) -> int:
         """Size without entropy coding: integers at their width with their scales, all else as float32."""
