@@ -23,10 +23,11 @@ from tracker.errors import TrackerError
 from tracker.rate_distortion.hooks import hooked
 from tracker.rate_distortion.inputs import Source, norms_of, one_batch
 from tracker.rate_distortion.moments import CONVOLUTIONS, TRANSPOSED, second_moments
-from tracker.rate_distortion.rounding import PRICES, following, rounded
+from tracker.rate_distortion.rounding import PRICES, following, on_path, rounded
 from tracker.rate_distortion.twin import in_pytorch
 
 LARGEST = 6144  # inputs of an output, beyond which a layer's covariance is too large, and it is rounded to nearest
+SHORTEST = 8  # inputs of an output, with which a row can end in any state of dependent quantisation
 
 
 class Round(Trained):
@@ -84,7 +85,7 @@ class Round(Trained):
             before = wanted.pop(name, None)
             before = before if before is not None and before.shape == given.shape else None
             weight = by_outputs(module)
-            if trellis and follows_rows(module) and math.prod(weight.shape[1:]) <= LARGEST:
+            if trellis and follows_rows(module) and SHORTEST <= math.prod(weight.shape[1:]) <= LARGEST:
                 dependent.add(name)
             weight.copy_(self.layer(module, weight, (before, given), steps[name], name in dependent))
 
@@ -111,7 +112,7 @@ class Round(Trained):
         """A layer's rounded weights, for what enters it in the anchor (where that is to be followed) and here."""
         rate_weight = PRICES[dependent] if self.rate_weight == "auto" else self.rate_weight
         groups = getattr(module, "groups", 1) if isinstance(module, CONVOLUTIONS) else 1
-        found = []
+        found, state = [], 0
         for group, part in enumerate(weight.chunk(groups)):
             matrix = part.flatten(1)
             if matrix.shape[1] > LARGEST:
@@ -120,7 +121,11 @@ class Round(Trained):
             moments, crossed = second_moments(module, given, group)
             if crossed is not None:
                 matrix = following(matrix, crossed, moments)
-            found.append(rounded(matrix, moments, step, rate_weight, dependent).view_as(part) * step)
+            if dependent:
+                multiples, state = on_path(matrix, moments, step, rate_weight, state)
+            else:
+                multiples = rounded(matrix, moments, step, rate_weight)
+            found.append(multiples.view_as(part) * step)
         return torch.cat(found)
 
 

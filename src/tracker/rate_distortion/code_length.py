@@ -43,7 +43,8 @@ def code_lengths(integers: Tensor) -> Tensor:
     counts = torch.bincount(magnitudes, minlength=LARGEST + 2).float()
     index = torch.arange(LARGEST + 2, device=counts.device)
     # What has not occurred may: its length grows by one bit with each magnitude, as a unary code's does.
-    floor = SMOOTHING * torch.exp2(-(index - magnitudes.max()).clamp(0, FARTHEST).float())
+    largest = int(magnitudes.max()) if len(magnitudes) else 0
+    floor = SMOOTHING * torch.exp2(-(index - largest).clamp(0, FARTHEST).float())
     chances = (counts + floor) / (counts + floor).sum()
     lengths = -torch.log2(chances)
     lengths[1:] += 1.0

@@ -22,8 +22,8 @@ SLOPE = math.log(2) / 6  # of a uniform quantiser's squared error in squared ste
 PASSES = 2  # code lengths are those of the integers before
 
 
-def rounded(weight: Tensor, covariance: Tensor, step: float, rate_weight: float, dependent: bool = False) -> Tensor:
-    """Multiples of a step size for a weight matrix.
+def rounded(weight: Tensor, covariance: Tensor, step: float, rate_weight: float) -> Tensor:
+    """Integers for a weight matrix.
 
     Args:
         weight: shape (outputs, inputs).
@@ -31,13 +31,10 @@ def rounded(weight: Tensor, covariance: Tensor, step: float, rate_weight: float,
         step: size of the quantisation step.
         rate_weight: of bits, over the slope of distortion by rate that rounding to nearest has at this step size; 0
             for the least distortion.
-        dependent: whether they are those of dependent quantisation, in the order of the rows.
 
     Returns:
         Whole numbers, shape (outputs, inputs), in float32.
     """
-    if dependent:
-        return _path(weight, covariance, step, rate_weight)
     diagonal = covariance.diagonal()
     order = diagonal.argsort(descending=True)
     factor = inverse_factor(covariance[order][:, order])
@@ -52,17 +49,27 @@ def rounded(weight: Tensor, covariance: Tensor, step: float, rate_weight: float,
     return integers
 
 
-def _path(weight: Tensor, covariance: Tensor, step: float, rate_weight: float) -> Tensor:
-    """`rounded` by dependent quantisation."""
+def on_path(weight: Tensor, covariance: Tensor, step: float, rate_weight: float, state: int = 0) -> tuple[Tensor, int]:
+    """As `rounded`, by dependent quantisation in the order of the rows.
+
+    Args:
+        weight, covariance, step, rate_weight: as there.
+        state: before the first value.
+
+    Returns:
+        Multiples of the step size, and the state after the last value.
+    """
     factor = inverse_factor(covariance)
     gains = gains_of(factor)
     price = rate_weight * SLOPE * trellis.UNIFORM**2 * float(gains.mean())
     scaled = weight / step
-    lengths = trellis.first_lengths(scaled)
-    for _ in range(PASSES):
-        path = trellis.best_path(scaled, factor, gains, price, lengths)
-        lengths = trellis.lengths_of(path)
-    return path.multiples()
+    given = (scaled, factor, gains, price)
+    starts = torch.full((len(scaled),), state, device=scaled.device)
+    path = trellis.best_path(*given, trellis.first_lengths(scaled), starts)
+    # Where a row ends best hardly depends on where it begins: now each begins where the one before it ends.
+    for _ in range(PASSES - 1):
+        path = trellis.best_path(*given, trellis.lengths_of(path), trellis.chained(path.ends, state), path.ends)
+    return path.multiples(), int(path.ends[-1])
 
 
 def gains_of(factor: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ STATES = 8
 NEXT = ((0, 2), (7, 5), (1, 3), (6, 4), (2, 0), (5, 7), (3, 1), (4, 6))  # by state and by the integer's parity
 BLOCK = 32  # columns, after which those beyond are changed
 ELEMENTS = 1 << 23  # of all survivors, in rows that are worked on together
-# The step size of a uniform quantiser, over that of the grid, with as large an error (0.182 squared steps, where the path
-# is the nearest one), and with as many bits.
+# The step size of a uniform quantiser, over that of the grid, with as large an error (0.182 squared steps), and with as
+# many bits.
 UNIFORM, AS_MANY_BITS = 1.48, 1.8
 
 
@@ -31,18 +31,28 @@ class Path(NamedTuple):
     Attributes:
         levels: integers, shape (outputs, inputs).
         odd: whether each is of the quantiser with odd multiples.
+        ends: the state after each row, shape (outputs,).
     """
 
     levels: Tensor
     odd: Tensor
+    ends: Tensor
 
     def multiples(self) -> Tensor:
         """Of the step size."""
         return _multiples(self.levels, self.odd)
 
 
-def best_path(scaled: Tensor, factor: Tensor, gains: Tensor, price: float, lengths: Tensor) -> Path:
-    """The integers along the least sum of error and rate; each row begins and ends in state 0.
+def best_path(
+    scaled: Tensor,
+    factor: Tensor,
+    gains: Tensor,
+    price: float,
+    lengths: Tensor,
+    starts: Tensor,
+    ends: Tensor | None = None,
+) -> Path:
+    """The integers along the least sum of error and rate, of each row by itself.
 
     Args:
         scaled: weights over the step size, shape (outputs, inputs).
@@ -50,10 +60,23 @@ def best_path(scaled: Tensor, factor: Tensor, gains: Tensor, price: float, lengt
         gains: of a squared error in each column, shape (inputs,).
         price: of a bit, in the unit of gains.
         lengths: bits by quantiser and magnitude, as of `lengths_of`.
+        starts: the state before each row, shape (outputs,).
+        ends: after it; None for any.
     """
     rows = max(1, ELEMENTS // (STATES * scaled.shape[1]))
-    parts = [_search(part, factor, gains, price, lengths) for part in scaled.split(rows)]
-    return Path(torch.cat([part.levels for part in parts]), torch.cat([part.odd for part in parts]))
+    trellis = _Trellis(lengths, price)
+    parts = []
+    for begin in range(0, len(scaled), rows):
+        some = slice(begin, begin + rows)
+        levels, sources, cost = _search(trellis, scaled[some], factor, gains, starts[some])
+        last = cost.argmin(1) if ends is None else ends[some]
+        parts.append(Path(*_traced(levels, sources, last), last))
+    return Path(*(torch.cat(found) for found in zip(*parts, strict=True)))
+
+
+def chained(ends: Tensor, start: int) -> Tensor:
+    """The state before each row, for those after them and the one before the first."""
+    return torch.cat([ends.new_full((1,), start), ends[:-1]])
 
 
 def lengths_of(path: Path) -> Tensor:
@@ -99,12 +122,17 @@ class _Trellis:
         return found.gather(-1, which), least
 
 
-def _search(scaled: Tensor, factor: Tensor, gains: Tensor, price: float, lengths: Tensor) -> Path:
-    """`best_path` of some rows."""
-    trellis = _Trellis(lengths, price)
+def _search(
+    trellis: _Trellis, scaled: Tensor, factor: Tensor, gains: Tensor, starts: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The survivors of some rows.
+
+    Returns:
+        By state, the integers and the states before them, shapes (inputs, outputs, states), and the costs of all.
+    """
     rows, columns = scaled.shape
     cost = torch.full((rows, STATES), torch.inf, device=scaled.device)
-    cost[:, 0] = 0
+    cost.scatter_(1, starts[:, None], 0.0)
     levels = torch.empty(columns, rows, STATES, dtype=torch.int32, device=scaled.device)
     sources = torch.empty(columns, rows, STATES, dtype=torch.uint8, device=scaled.device)
     left = scaled[:, None].expand(rows, STATES, columns).clone()
@@ -130,13 +158,12 @@ def _search(scaled: Tensor, factor: Tensor, gains: Tensor, price: float, lengths
         if end < columns:
             rest = left[:, :, end:].gather(1, origin[..., None].expand(-1, -1, columns - end))
             left[:, :, end:] = rest - errors @ factor[begin:end, end:]
-    return _traced(levels, sources)
+    return levels, sources, cost
 
 
-def _traced(levels: Tensor, sources: Tensor) -> Path:
-    """The path that ends in state 0."""
+def _traced(levels: Tensor, sources: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """The integers on the way to a state of each row, and the parities of their states."""
     columns, rows, _ = levels.shape
-    state = torch.zeros(rows, dtype=torch.long, device=levels.device)
     every = torch.arange(rows, device=levels.device)
     chosen = torch.empty(rows, columns, device=levels.device)
     odd = torch.empty(rows, columns, dtype=torch.bool, device=levels.device)
@@ -144,4 +171,4 @@ def _traced(levels: Tensor, sources: Tensor) -> Path:
         chosen[:, column] = levels[column, every, state].float()
         state = sources[column, every, state].long()
         odd[:, column] = (state & 1).bool()
-    return Path(chosen, odd)
+    return chosen, odd
