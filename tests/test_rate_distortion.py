@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from tracker.codecs.round import Round
 from tracker.errors import TrackerError
 from tracker.frameworks.pytorch import state_tensors
 from tracker.rate_distortion import moments
-from tracker.rate_distortion.aim import working_point
+from tracker.rate_distortion.aim import by_divergence, working_point
 from tracker.rate_distortion.code_length import code_lengths
 from tracker.rate_distortion.inputs import made
 from tracker.rate_distortion.lagrangian import allocated, curve, prices
@@ -104,8 +105,6 @@ def test_the_working_point_is_the_last_within_a_drop_or_the_first_within_bytes()
     with pytest.raises(TrackerError, match="less than the 37 bytes of the smallest bitstream"):
         search(64, Target(0.0, 36))
     assert search(5, Target(-1.0)) == 0  # nothing is within it: the best there is
-    for drop in range(0, 64, 5):
-        assert drop - 4 < search(64, Target(drop / 10, ahead=0, apart=4)) <= drop
     # Drops that fall again: what bisection meets first, and four places further; or all of them.
     drops = [0.0] * 21 + [1.0] * 4 + [0.0] + [1.0] * 14 + [0.0] + [1.0] * 23
     for target, last in ((Target(0.5, ahead=0), 20), (Target(0.5), 25), (Target(0.5, ahead=1000), 40)):
@@ -132,6 +131,24 @@ def test_a_lucky_working_point_does_not_count() -> None:
     # At the ends there is one beside it; where none is steady, the last within the drop is better than nothing.
     assert search([0.0, 0.1], 0.0, Target(0.5)) == 1
     assert search([0.4, 0.9], 0.0, Target(0.5)) == 0
+
+
+@pytest.mark.parametrize("growth", [0.05, 0.15, 0.4])
+def test_a_divergence_is_found_in_a_few_steps(growth: float) -> None:
+    for wanted in (0, 7, 40, 99, 150):
+        asked: list[int] = []
+
+        def measure(place: int) -> float:
+            asked.append(place)  # noqa: B023 - called here only
+            return math.exp(growth * place + 0.02 * math.sin(place))
+
+        found = by_divergence(100, measure, math.exp(growth * wanted))
+        nearest = list(found)[-1]
+        assert abs(growth * (nearest - min(wanted, 99))) < 0.3 and len(asked) == len(set(asked)) <= 8
+        assert found[nearest] == pytest.approx(math.exp(growth * nearest + 0.02 * math.sin(nearest)))
+    # Where nothing diverges, the last place is it; and no list is too short.
+    assert list(by_divergence(100, lambda place: 0.0, 0.03))[-1] == 99
+    assert list(by_divergence(1, lambda place: 5.0, 0.03)) == [0]
 
 
 def test_rates_and_errors_in_a_table_are_those_of_nncodec(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

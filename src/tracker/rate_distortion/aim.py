@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -12,6 +13,8 @@ from tracker.errors import TrackerError
 from tracker.tasks.base import ROUNDING
 
 T = TypeVar("T")
+# Of a search by divergence: how much its logarithm grows from place to place, about, and how near it must come.
+SLOPE, CLOSE = 0.15, 0.25
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def working_point(
 
     low, high = (-1, count - 1) if by_bytes else (0, count)
     best: Found[T] | None = None
-    while high - low > (1 if by_bytes else context.target.apart):
+    while high - low > 1:
         found = at((low + high) // 2)
         if found.meets(context):
             best = found
@@ -101,6 +104,32 @@ def working_point(
             "this codec makes; raise it"
         )
     return last
+
+
+def by_divergence(count: int, measure: Callable[[int], float], wanted: float) -> dict[int, float]:
+    """Look for the place of a divergence by the secant method: its logarithm grows nearly evenly.
+
+    Args:
+        count: of places, from 0.
+        measure: the divergence at a place.
+        wanted: divergence.
+
+    Returns:
+        Divergences by place, in the order in which they were measured; the nearest to the wanted one comes last.
+    """
+    logs: dict[int, float] = {}
+    place, slope = count // 3, SLOPE
+    while place not in logs:
+        logs[place] = math.log(max(measure(place), 1e-12) / wanted)
+        if abs(logs[place]) < CLOSE:
+            break
+        if len(logs) > 1:
+            before, last = list(logs)[-2:]
+            slope = min(max((logs[last] - logs[before]) / (last - before), SLOPE / 5), 3 * SLOPE)
+        place = min(max(place - round(logs[place] / slope), 0), count - 1)
+    nearest = min(logs, key=lambda one: (abs(logs[one]), -one))
+    logs[nearest] = logs.pop(nearest)
+    return {one: wanted * math.exp(log) for one, log in logs.items()}
 
 
 def _steady(place: int, count: int, at: Callable[[int], Found[T]], context: Context) -> bool:

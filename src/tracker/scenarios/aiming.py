@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tracker.codecs.base import Coder, Stage, Transform
 from tracker.codecs.chain import Codec
 from tracker.errors import TrackerError
-from tracker.rate_distortion.aim import Found, working_point
+from tracker.rate_distortion.aim import Found, by_divergence, working_point
 from tracker.scenarios.draft import Draft, Workshop
 
 if TYPE_CHECKING:
     from tracker.settings import Aim
     from tracker.tracking.run import MetricsOnly, Run
 
-APART = 4  # places, each 2 % of the bits, that a search may be off by for a stage that only begins with what it finds
+# Where training changes nearly all, it begins at a divergence from the anchor's classes of so many times the drop that
+# is wanted: drops of single networks are noisy, and it must begin neither too fine nor too coarse.
+BEGINS, LEAST = 8.0, 0.001
 
 
 class Pivot(NamedTuple):
@@ -90,29 +92,37 @@ def aimed(codec: Codec, where: Pivot, draft: Draft, shop: Workshop, run: Run | M
                 "out"
             )
         return codec
-    seen: dict[int, Found[Codec]] = {}
+
+    def at(place: int) -> Codec:
+        return with_stage(codec, where.stage, places[place])
 
     def through(changed: Codec) -> Draft:  # made for its figure and given up: models of all places would not fit
         return shop.through(changed, where.first, where.last, draft)
 
-    context = shop.context
-    if where.last != codec.coder_name:
-        # What only begins there needs a drop to begin with, whatever its target; and where training changes nearly all,
-        # neither luck nor the very last place.
-        by_drop = replace(context.target, bytes=None)
-        rough = replace(by_drop, ahead=0, apart=APART, steady=False)
-        context = replace(context, target=by_drop if context.classes is None else rough)
-    found = working_point(
-        len(places),
-        lambda place: with_stage(codec, where.stage, places[place]),
-        lambda changed: shop.judge(changed, through(changed)),
-        lambda changed: shop.size(changed, through(changed)),
-        context,
-        seen,
-    )
-    run.log_table([_row(one) for one in seen.values()], "target.json")
-    run.log_metrics(places[found.place].found())
-    return found.made
+    context, begins = shop.context, where.last != codec.coder_name
+    if begins and context.classes is not None and context.framework == "pytorch":
+        measured = by_divergence(
+            len(places),
+            lambda place: shop.divergence(at(place), through(at(place))),
+            BEGINS * max(context.target.drop, LEAST),
+        )
+        run.log_table([{"place": place, "divergence": value} for place, value in measured.items()], "target.json")
+        chosen = list(measured)[-1]
+    else:
+        if begins:  # what only begins there needs a drop to begin with, whatever its target
+            context = replace(context, target=replace(context.target, bytes=None))
+        seen: dict[int, Found[Codec]] = {}
+        chosen = working_point(
+            len(places),
+            at,
+            lambda changed: shop.judge(changed, through(changed)),
+            lambda changed: shop.size(changed, through(changed)),
+            context,
+            seen,
+        ).place
+        run.log_table([_row(one) for one in seen.values()], "target.json")
+    run.log_metrics(places[chosen].found())
+    return at(chosen)
 
 
 def with_stage(codec: Codec, name: str, stage: Stage) -> Codec:

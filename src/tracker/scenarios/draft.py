@@ -144,9 +144,18 @@ class Workshop:
         """
         if self.context.judge is None:
             raise TrackerError("a drop is looked for on the search split, and the data have none")
+        return self.context.judge(self._quantised(codec, draft))
+
+    def divergence(self, codec: Codec, draft: Draft) -> float:
+        """How far the classes of the model that will be decoded are from the anchor's; see `divergence`."""
+        from tracker.rate_distortion.divergence import divergence
+
+        return divergence(self._quantised(codec, draft), self.context)
+
+    def _quantised(self, codec: Codec, draft: Draft) -> Any:
         model = self.framework.copy(draft.model)
         self.framework.fill(model, self._decoded(codec, draft), "the quantised tensors")
-        return self.context.judge(model)
+        return model
 
     def _decoded(self, codec: Codec, draft: Draft) -> Mapping[str, Tensor]:
         """All tensors, as the decoder will give them or nearly so."""
