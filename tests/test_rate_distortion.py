@@ -298,8 +298,8 @@ def test_round_knows_weights_that_are_not_laid_out_by_outputs(kind: str) -> None
     else:
         model, name = Attention(), "inner.in_proj_weight"
     own = dataclasses.replace(context(model, coder=Nnc(qp=-10), classes=None), calibration=lambda: [given])
-    done = Round(rate_weight=0).apply(copy.deepcopy(model.eval()), own)
-    assert set(done.exact) == {name}
+    done = Round(rate_weight=0, dependent=False).apply(copy.deepcopy(model.eval()), own)
+    assert set(done.exact) == {name} and not done.dependent
     step, weight = done.steps[name], model.get_parameter(name)
     integers = done.model.get_parameter(name) / step
     assert torch.allclose(integers, integers.round(), atol=1e-4)
@@ -307,6 +307,22 @@ def test_round_knows_weights_that_are_not_laid_out_by_outputs(kind: str) -> None
     nearest.get_parameter(name).data = (weight / step).round() * step
     errors = [float(F.mse_loss(other(given), model(given)).detach()) for other in (done.model, nearest)]
     assert errors[0] < 0.7 * errors[1]
+
+
+def test_dependent_integers_are_better_than_the_coders_own() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(90, 40)
+    nn.init.normal_(model.weight, std=0.3)
+    given = (torch.randn(3000, 30) @ torch.randn(30, 90) / 5 + 0.5 * torch.randn(3000, 90)).relu()
+    own = dataclasses.replace(context(model, coder=Nnc(qp=-10), classes=None), calibration=lambda: [given])
+    done = Round().apply(copy.deepcopy(model), own)
+    assert set(done.dependent) == {"weight"}
+    values = Nnc(qp=-10, lambda_scale=0).approximate(coded_part(state_tensors(model)), model, own)
+    assert values is not None
+    theirs = copy.deepcopy(model)
+    theirs.weight.data = values["weight"]
+    errors = [float(F.mse_loss(other(given), model(given)).detach()) for other in (done.model, theirs)]
+    assert errors[0] < 0.65 * errors[1]
 
 
 class Tied(nn.Module):
@@ -328,7 +344,8 @@ def test_a_tied_tensor_is_allocated_and_rounded_once_and_judged_as_it_is_decoded
     assert set(Allocate(price=0.0).apply(copy.deepcopy(model), own).steps) == {"words.weight"}
     done = Round().apply(copy.deepcopy(model), own)
     assert set(done.exact) == {"words.weight"}
-    after = dataclasses.replace(own, steps=done.steps, exact=done.exact)
+    assert set(done.dependent) == set(done.exact)
+    after = dataclasses.replace(own, steps=done.steps, exact=done.exact, dependent=done.dependent)
     values = Nnc(qp=-14).approximate(coded_part(state_tensors(done.model)), done.model, after)
     assert values is not None and torch.equal(values["words.weight"], done.model.scores.weight)
     whole = with_coded(state_tensors(model), {"words.weight": values["words.weight"]})

@@ -34,7 +34,7 @@ def encode_units(
     arrays: Mapping[str, np.ndarray],
     blocks: Mapping[str, Any] | None,
     options: Mapping[str, Any],
-    exact: Mapping[str, Mapping[str, Any]],
+    exact: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[bytes, dict[str, int], dict[str, int]]:
     """Code a model unit by unit.
 
@@ -55,7 +55,7 @@ def encode_units(
     def task(name: str) -> tuple[Any, ...]:
         members = parts[name]
         own = {member: arrays[member] for member in members}
-        given = {**options, **exact.get(name, {})}
+        given = {**options, **(exact or {}).get(name, {})}
         return own, _of(numbers, members), _tables(blocks, members) if len(members) > 1 else None, given
 
     costs = {name: sum(arrays[member].size for member in members) for name, members in parts.items()}
@@ -70,7 +70,7 @@ def encode_units(
 
 
 def quantise_units(
-    arrays: Mapping[str, np.ndarray], options: Mapping[str, Any], exact: Mapping[str, Mapping[str, Any]]
+    arrays: Mapping[str, np.ndarray], options: Mapping[str, Any], exact: Mapping[str, Mapping[str, Any]] | None = None
 ) -> dict[str, np.ndarray]:
     """What `decode_units` gives for the bitstream of a model, without making it; no folded BatchNorm.
 
@@ -83,7 +83,7 @@ def quantise_units(
     options = {**options, "quantize_only": True}
 
     def task(name: str) -> tuple[Any, ...]:
-        own = {**options, **exact.get(name, {})}
+        own = {**options, **(exact or {}).get(name, {})}
         return {name: arrays[name]}, _of(numbers, [name]), None, own
 
     found: dict[str, np.ndarray] = {}
