@@ -266,6 +266,43 @@ def test_training_becomes_bolder_until_it_has_to_mend() -> None:
         assert smaller.weight < 8 and not smaller.bold
 
 
+def test_rounds_with_finer_steps_are_added_where_nothing_is_good_enough(cache: Path) -> None:
+    model, context = linear()
+    lost = dataclasses.replace(context, judge=lambda model: Judged(1.0, 1.0), target=Target(0.5))
+    stage = Distill(loss="mse", batch_size=16, steps=40, rounds=2)
+    rows = stage.apply(copy.deepcopy(model), lost).tables["rounds"]
+    bits = [row["bits per weight"] for row in rows]
+    assert len(rows) == 5 and bits[2] + 0.1 < bits[3] and bits[3] + 0.1 < bits[4]
+    # Not where one is, nor where what is asked for leaves no choice.
+    assert len(stage.apply(copy.deepcopy(model), context).tables["rounds"]) == 3
+    fixed = stage.model_copy(update={"rate_weight": 1.0})
+    assert len(fixed.apply(copy.deepcopy(model), lost).tables["rounds"]) == 3
+    drops = iter([1.0, 1.0, 1.0, 0.0])
+    mended = dataclasses.replace(lost, judge=lambda model: Judged(drop := next(drops), drop))
+    done = stage.apply(copy.deepcopy(model), mended)
+    assert len(done.tables["rounds"]) == 4 and done.metrics["distill/round"] == 3
+
+
+def test_squared_errors_leave_integers_of_dependent_quantisation_as_they_are() -> None:
+    model, context = linear()
+    coded = dataclasses.replace(context, coder=Nnc(qp=-10), state=lambda model: model.state_dict())
+    steps = {"0.weight": step_size(-10, 2), "1.weight": step_size(-10, 2)}
+    given = dataclasses.replace(coded, steps=steps, exact=set(steps), dependent={"0.weight"}, unrounded=model)
+    values = copy.deepcopy(model)
+    for name, tensor in values.named_parameters():
+        tensor.data = (tensor.data / steps[name]).round() * steps[name]
+    done = Distill(loss="mse", batch_size=16, steps=10).apply(copy.deepcopy(values), given)
+    assert done.dependent == {"0.weight"} and set(done.exact) == set(steps) and len(done.tables["rounds"]) == 1
+    for name, tensor in values.named_parameters():
+        assert torch.equal(done.model.get_parameter(name), tensor)
+    # Pairs of neighbouring multiples are one integer there.
+    integers = {name: (tensor / steps[name]).round().abs().int() for name, tensor in values.named_parameters()}
+    integers["0.weight"] = (integers["0.weight"] + 1) // 2
+    lengths = {name: code_lengths(one)[one.long()].sum() for name, one in integers.items()}
+    bits = float(sum(lengths.values())) / sum(one.numel() for one in integers.values())
+    assert done.metrics["distill/bits_per_weight"] == pytest.approx(bits)
+
+
 def test_step_sizes_of_a_round_are_learned_or_stay_and_may_become_finer() -> None:
     values = {"w": torch.randn(8, 8)}
     latent = Latent(values, {"w": step_size(-13, 2)}, {})

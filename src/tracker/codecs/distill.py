@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 FIRST = 3.0  # duration of the first round, over that of each other
+RESCUES = 2  # rounds that are added, where none is good enough
 
 
 class Distill(Trained):
@@ -149,21 +150,25 @@ class Distill(Trained):
         if context.dependent and not begins_before_rounding(training, context):
             log.info("distill leaves the integers of dependent quantisation as they are: it trains uniform ones")
             most = 0
-        while len(work.done) <= most:
+        while len(work.done) <= most + (RESCUES if most and self._lost(work.done[1:], context) else 0):
             number = len(work.done)
             plan = self._plan(number, work, context)
-            label = f"distill {number}/{self.rounds}"
+            label = f"distill {number}/{max(number, self.rounds)}"
             share = (FIRST if number == 1 else 1.0) / (FIRST + self.rounds - 1)
             saved = work.progress(number)
             result, seconds = training.round(plan, work.distortion, share, label, saved, work.saver(number))
             size = self._bytes(result, student, context)
             work.add(Round(plan.weight, result, context.judge(student), size, seconds), training)
-            told(number, self.rounds, work.done[-1])
+            told(number, max(number, self.rounds), work.done[-1])
         work.checkpoint.clear()
         return work.done
 
+    def _lost(self, rounds: list[Round], context: Context) -> bool:
+        """Whether no training is good enough, and other step sizes may change that."""
+        return self.rate_weight is None and not any(one.good_enough(context) for one in rounds)
+
     def _plan(self, number: int, work: Work, context: Context) -> Plan:
-        plan = following(work.done[1:], number == self.rounds, context) if number > 1 else Plan(work.weight, True)
+        plan = following(work.done[1:], number >= self.rounds, context) if number > 1 else Plan(work.weight, True)
         return plan._replace(weight=self.rate_weight or plan.weight)
 
     def _bytes(

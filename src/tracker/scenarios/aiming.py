@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # Where training changes nearly all, it begins at a divergence from the anchor's classes of so many times the drop that
 # is wanted: drops of single networks are noisy, and it must begin neither too fine nor too coarse.
-BEGINS, LEAST = 8.0, 0.001
+BEGINS, LEAST = 6.0, 0.001
 
 
 class Pivot(NamedTuple):
