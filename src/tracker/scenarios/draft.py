@@ -66,8 +66,9 @@ class Draft:
 
     def context(self, context: Context) -> Context:
         """What the next stage may use."""
-        found = dataclasses.replace(context, steps=self.steps, exact=self.exact, unrounded=self.unrounded)
-        return dataclasses.replace(found, dependent=self.dependent)
+        return dataclasses.replace(
+            context, steps=self.steps, exact=self.exact, dependent=self.dependent, unrounded=self.unrounded
+        )
 
     def bytes(self) -> int:
         """Size without entropy coding: integers at their width with their scales, all else as float32."""
