@@ -116,7 +116,6 @@ class Distill(Trained):
         best.result.fill(student)
         for _, tensor in tensors_of(student):
             tensor.data = tensor.data.to("cpu")
-        untrained = best is rounds[0]
         metrics = {
             "distill/rate_weight": best.weight,
             "distill/bits_per_weight": best.result.bits,
@@ -128,7 +127,7 @@ class Distill(Trained):
             student,
             steps=best.result.steps,
             exact=set(best.result.steps),
-            dependent=context.dependent if untrained else frozenset(),
+            dependent=context.dependent if best is rounds[0] else frozenset(),
             metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
             tables={"rounds": [_row(number, one) for number, one in enumerate(rounds)]},
             figures={"rounds": plotted(rounds, context.target.drop)},

@@ -17,11 +17,11 @@ def divergence(model: nn.Module, context: Context) -> float:
     """Of the classes' probabilities from the anchor's, in nats, on calibration inputs.
 
     Args:
-        model: in PyTorch, with the anchor's outputs, which are logits; left as it is.
+        model: in PyTorch, with the anchor's outputs, which are logits; changed to float32, on the device.
         context: of the run.
     """
     batches = split(one_batch("calibration", context), BATCH)
-    network = full_precision(model, context.device, copied=True)
+    network = full_precision(model, context.device)
     with torch.no_grad():
         if "anchor outputs" not in context.kept:
             anchor = full_precision(context.anchor, context.device, copied=True)

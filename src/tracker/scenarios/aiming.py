@@ -72,7 +72,7 @@ def refuse_target(codec: Codec | None, aim: Aim) -> None:
 
 
 def aimed(codec: Codec, where: Pivot, draft: Draft, shop: Workshop, run: Run | MetricsOnly) -> Codec:
-    """The chain with one stage at the place that meets the target.
+    """The chain with one stage at the place that meets the target, or from which another stage begins to look for it.
 
     Args:
         codec: the chain.
