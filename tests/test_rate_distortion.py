@@ -113,26 +113,6 @@ def test_the_working_point_is_the_last_within_a_drop_or_the_first_within_bytes()
         assert found.made == last
 
 
-def test_a_lucky_working_point_does_not_count() -> None:
-    base = context(nn.Identity())
-    drops = [0.0, 0.1, 0.2, 0.3, 0.1, 0.9, 0.2, 0.9]
-
-    def search(drops: list[float], margin: float, target: Target) -> int:
-        aimed = Context(base.predict, base.calibration, 0, "cpu", target=target)
-        return working_point(
-            len(drops), int, lambda made: Judged(drops[made], drops[made] + margin), lambda made: 100 - made, aimed
-        ).made
-
-    # 6 lies between two that lose too much, and 4 has the mean 0.433 with what is beside it.
-    assert search(drops, 0.0, Target(0.5, steady=False)) == 6
-    assert search(drops, 0.0, Target(0.5)) == 4
-    # Its own margin is added to the mean: 0.433 + 0.08 is too much, and 3 has 0.2 + 0.08.
-    assert search(drops, 0.08, Target(0.5)) == 3
-    # At the ends there is one beside it; where none is steady, the last within the drop is better than nothing.
-    assert search([0.0, 0.1], 0.0, Target(0.5)) == 1
-    assert search([0.4, 0.9], 0.0, Target(0.5)) == 0
-
-
 @pytest.mark.parametrize("growth", [0.05, 0.15, 0.4])
 def test_a_divergence_is_found_in_a_few_steps(growth: float) -> None:
     for wanted in (0, 7, 40, 99, 150):

@@ -13,7 +13,7 @@ from tracker.anchors.digits import Digits
 from tracker.codecs.records import Target
 from tracker.data.digits import Digits as DigitsData
 from tracker.evaluation import Batches, evaluate
-from tracker.scenarios.decision import Judge
+from tracker.scenarios.decision import Judge, likely
 from tracker.scenarios.mixed import Mixed
 from tracker.settings import Aim, Transparency
 from tracker.tasks.base import Evaluation
@@ -106,3 +106,39 @@ def test_only_a_target_drop_lets_a_judge_leave_early(job: Any, trained: torch.nn
     by_drop = Judge(job, trained, "cpu", Target(0.005))
     assert by_drop(poor).bound > 0.005 and by_drop(poor).drop != pytest.approx(exact, abs=1e-4)
     assert by_drop(trained).drop == 0 and by_drop(trained).bound == pytest.approx(0.0)
+
+
+def test_the_likely_drop_is_that_of_another_split_as_often_as_stated() -> None:
+    """Soft drops are less noisy than the drops of a metric that they follow; both have the same mean."""
+    generator, count, mean, held = np.random.default_rng(0), 500, 0.01, 0
+    task = Classification(name="classification")
+    for _ in range(400):
+        here, there = (generator.choice([-1.0, 0.0, 1.0], count, p=[0.05, 0.89, 0.06]) for _ in range(2))
+        soft = 0.5 * here + generator.normal(mean / 2, 0.05, count)
+        anchor = Evaluation({"top1": 0.5}, np.full((count, 1), 0.5), soft=np.full(count, 0.5))
+        found = Evaluation({"top1": 0.5}, 0.5 - here[:, None], soft=0.5 - soft)
+        held += there.mean() <= likely(task, anchor, found, 0.84)
+    assert held / 400 == pytest.approx(0.84, abs=0.05)
+
+
+def test_a_drop_that_noise_does_not_explain_is_no_likely_one() -> None:
+    """Where soft scores see nothing of what the metric lost, its lower limit is the bound."""
+    scores = np.concatenate([np.zeros(40), np.ones(360)])
+    same = np.full(400, 0.8)
+    anchor = Evaluation({"top1": 1.0}, np.ones((400, 1)), soft=same)
+    found = Evaluation({"top1": 0.9}, scores[:, None], soft=same)
+    deviation = float(np.sqrt(0.1 * 0.9 / 399))
+    assert likely(Classification(name="classification"), anchor, found, 0.84) == pytest.approx(
+        0.1 - 0.9945 * deviation, rel=1e-2
+    )
+
+
+def test_soft_scores_follow_the_accuracy_whatever_the_outputs_are(job: Any) -> None:
+    labels = torch.tensor([0, 1, 2, 2])
+    logits = torch.tensor([[9.0, 1, 1], [1, 2, 1], [3, 1, 2], [0, 0, 0.5]])
+    for outputs in (logits, logits.softmax(1)):
+        found = job.task.evaluate(lambda _, given=outputs: given, [(None, labels)])
+        missed = (logits.softmax(1) - torch.eye(3)[labels]).square().sum(1)
+        assert found.soft == pytest.approx((1 - missed / 2).numpy(), abs=1e-6)
+    certain = job.task.evaluate(lambda _: 1000 * logits, [(None, labels)])
+    assert certain.soft == pytest.approx(certain.scores[:, 0], abs=1e-6)

@@ -30,6 +30,7 @@ IMPORT = re.compile(
     rb"^[ \t]*(?:from[ \t]+([\w.]+)[ \t]+import[ \t]+(\([^)]*\)|[^\n#;(]+)|import[ \t]+([^\n#;]+))", re.M
 )
 CANDIDATES = 100  # of which one is the module's own import, and the others are drawn from what it does not import
+OWN = 20  # of a user's imports among the candidates that are shown for training, on the average
 SHARES = {"calibration": (0.0, 0.1), "search": (0.1, 0.55), "report": (0.55, 1.0), "all": (0.1, 1.0)}
 
 
@@ -51,6 +52,20 @@ class Imports(Data):
             return {"user": torch.tensor(user), "items": table["candidates"][user]}, int(table["places"][user])
 
         return Decoded(chosen, sample)
+
+    def training(self) -> Samples:
+        """As `samples`, of all users: imports that were not held out, among others; the place is not told."""
+        table = held_out(self.users, self.items)
+        generator = torch.Generator().manual_seed(0)
+        shown = torch.randint(self.items, (self.users, CANDIDATES), generator=generator)
+        drawn = torch.randint(len(table["training"]), (OWN * self.users,), generator=generator)
+        users, imported = table["training"][drawn].unbind(1)
+        shown[users, torch.randint(CANDIDATES, (len(users),), generator=generator)] = imported
+
+        def sample(user: int) -> tuple[dict[str, Tensor], int]:
+            return {"user": torch.tensor(user), "items": shown[user]}, -1
+
+        return Decoded(list(range(self.users)), sample)
 
     def digest(self, split: Split) -> str:
         """Over all of the table."""

@@ -119,13 +119,13 @@ def evaluate_until(
     batches: Batches,
     device: str,
     label: str,
-    enough: Callable[[np.ndarray], bool],
+    enough: Callable[[Evaluation], bool],
 ) -> Evaluation | None:
     """A model's performance, unless it becomes clear on the way that it is not wanted.
 
     Args:
         anchor, model, task, batches, device, label: as for `evaluate`.
-        enough: told the scores of each batch, shape (n, K); whether to stop.
+        enough: told what each batch gives; whether to stop.
 
     Returns:
         What `evaluate` gives; None where it was stopped.
@@ -142,8 +142,7 @@ def evaluate_until(
 
     with torch.inference_mode():
         for batch in _moved(batches, device, label):
-            scores = task.evaluate(recorded, [batch]).scores
-            if scores is not None and enough(scores):
+            if enough(task.evaluate(recorded, [batch])):
                 return None
         # The metrics over all samples, from what the model gave for each batch.
         again = iter(outputs)

@@ -8,7 +8,6 @@ leaves as it is stays as it is.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
@@ -17,11 +16,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tracker.bitstream.state import coded_part
 from tracker.codecs.base import Context
 from tracker.codecs.finetune import Trained, full_precision
 from tracker.codecs.records import Transformed
-from tracker.frameworks.pytorch import state_tensors
+from tracker.rate_distortion.approximated import approximated
 from tracker.rate_distortion.hooks import hooked
 from tracker.rate_distortion.inputs import Source, norms_of, one_batch
 from tracker.rate_distortion.twin import in_pytorch
@@ -84,18 +82,6 @@ class Statistics(NamedTuple):
 
     mean: Tensor
     deviation: Tensor
-
-
-def approximated(model: nn.Module, context: Context) -> nn.Module:
-    """A copy of the model with the weights that the coder will make."""
-    twin = copy.deepcopy(model)
-    assert context.coder is not None
-    coded = context.coder.approximate(coded_part(context.state(twin)), twin, context) or {}
-    tensors = state_tensors(twin)
-    for name, values in coded.items():
-        if tensors[name].ndim > 1:  # vectors are what is corrected, and are coded finely
-            tensors[name].copy_(values)
-    return twin
 
 
 def channels(module: nn.Module, output: Tensor) -> int:

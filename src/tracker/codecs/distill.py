@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Collection
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -27,7 +26,7 @@ from tracker.rate_distortion.norms import plain_norms
 from tracker.rate_distortion.plan import Plan
 from tracker.rate_distortion.quantised import Quantised
 from tracker.rate_distortion.rounds import Round, Work, chosen, following, told
-from tracker.rate_distortion.start import begins_before_rounding, start
+from tracker.rate_distortion.start import CAREFUL, start
 from tracker.rate_distortion.training import SAMPLES, Training
 from tracker.rate_distortion.twin import in_pytorch
 
@@ -68,7 +67,8 @@ class Distill(Trained):
         "on the search split",
     )
     learning_rate: Literal["auto"] | Annotated[float, Field(gt=0, le=1)] = Field(
-        default="auto", description="of weights, of others twice as much; auto: 0.0015 for kl and 0.0002 for mse"
+        default="auto",
+        description="of weights, of others twice that; auto: 0.0015 for kl, 0.003 for mse, 0.0002 for mse after round",
     )
     loss: Literal["auto", "mse", "kl"] = Field(
         default="auto",
@@ -123,11 +123,8 @@ class Distill(Trained):
             "distill/search_drop": best.judged.drop,
             "distill/round": float(rounds.index(best)),
         }
-        return Transformed(
-            student,
-            steps=best.result.steps,
-            exact=set(best.result.steps),
-            dependent=context.dependent if best is rounds[0] else frozenset(),
+        return dataclasses.replace(
+            self._coded(student, best.result, context, best is rounds[0]),
             metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
             tables={"rounds": [_row(number, one) for number, one in enumerate(rounds)]},
             figures={"rounds": plotted(rounds, context.target.drop)},
@@ -140,13 +137,13 @@ class Distill(Trained):
         work = Work(self, training, context)
         if not work.done:
             begun = start(training, context)
-            size = self._bytes(begun.given, student, context, context.dependent)
+            size = self._bytes(begun.given, student, context, True)
             work.begin(begun, Round(0.0, begun.given, begun.judged, size, 0.0), training)
             told(0, self.rounds, work.done[0])
         else:
             training.restore(work.tensors)
         most = self.rounds
-        if context.dependent and not begins_before_rounding(training, context):
+        if context.dependent and training.manner is CAREFUL:
             log.info("distill leaves the integers of dependent quantisation as they are: it trains uniform ones")
             most = 0
         while len(work.done) <= most + (RESCUES if most and self._lost(work.done[1:], context) else 0):
@@ -170,15 +167,18 @@ class Distill(Trained):
         plan = following(work.done[1:], number >= self.rounds, context) if number > 1 else Plan(work.weight, True)
         return plan._replace(weight=self.rate_weight or plan.weight)
 
-    def _bytes(
-        self, result: Quantised, student: Any, context: Context, dependent: Collection[str] = frozenset()
-    ) -> int | None:
+    def _bytes(self, result: Quantised, student: Any, context: Context, untrained: bool = False) -> int | None:
         """Of a result's bitstream, where they matter; the student is filled with it."""
         result.fill(student)
         if context.target.bytes is None or context.size is None:
             return None
-        exact = set(result.steps)
-        return context.size(Transformed(student, steps=result.steps, exact=exact, dependent=dependent))
+        return context.size(self._coded(student, result, context, untrained))
+
+    def _coded(self, student: Any, result: Quantised, context: Context, untrained: bool) -> Transformed:
+        """What the coder takes: what was trained is multiples of its step sizes, all else is as it came."""
+        if untrained:
+            return Transformed(student, steps=context.steps, exact=context.exact, dependent=context.dependent)
+        return Transformed(student, steps=result.steps, exact=set(result.steps))
 
 
 def _row(number: int, one: Round) -> dict[str, Any]:

@@ -102,14 +102,11 @@ class Target:
         drop: the largest one.
         bytes: of the bitstream; None to go by the drop.
         ahead: how many places beyond the last one within the drop are looked at: what is measured goes up and down.
-        steady: whether the mean drop of a place and the two beside it must be within the drop too, with the place's own
-            margin: a place may be lucky on one split, and its neighbours are nearly the same model.
     """
 
     drop: float = 0.0
     bytes: int | None = None
     ahead: int = 4
-    steady: bool = True
 
 
 @dataclass(frozen=True)

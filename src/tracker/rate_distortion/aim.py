@@ -65,7 +65,7 @@ def working_point(
         seen: all places that were looked at are added to it.
 
     Returns:
-        For a drop, the last place found within it (see `Target.steady`), some of those after the one that bisection
+        For a drop, the last place found within it, some of those after the one that bisection
         gives among them, or the first of all where none is. For bytes, the first found within them.
 
     Raises:
@@ -93,8 +93,6 @@ def working_point(
     if not by_bytes:
         beyond = [at(place) for place in range(high + 1, min(high + 1 + context.target.ahead, count))]
         best = next((found for found in reversed(beyond) if found.meets(context)), best)
-        if best is not None and context.target.steady:
-            best = next((at(place) for place in range(best.place, -1, -1) if _steady(place, count, at, context)), best)
     if best is not None and (not by_bytes or best.place == high):
         return best
     last = at(high if by_bytes else low)
@@ -130,14 +128,3 @@ def by_divergence(count: int, measure: Callable[[int], float], wanted: float) ->
     nearest = min(logs, key=lambda one: (abs(logs[one]), -one))
     logs[nearest] = logs.pop(nearest)
     return {one: wanted * math.exp(log) for one, log in logs.items()}
-
-
-def _steady(place: int, count: int, at: Callable[[int], Found[T]], context: Context) -> bool:
-    """Whether a place is within the target, and on the average with those beside it."""
-    own = at(place)
-    if own.judged is None or not own.meets(context):
-        return False
-    beside = [at(near).judged for near in (place - 1, place, place + 1) if 0 <= near < count]
-    drops = [judged.drop for judged in beside if judged is not None]
-    mean = sum(drops) / len(drops)
-    return within(Judged(mean, mean + own.judged.bound - own.judged.drop), context)

@@ -1,29 +1,48 @@
-"""Before training through a quantiser: what comes to it, and with which step sizes training begins."""
+"""Before training through a quantiser: what comes to it, and how training begins."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, NamedTuple
+
+from torch import Tensor
 
 from tracker.codecs.base import Context
 from tracker.codecs.finetune import full_precision
 from tracker.codecs.records import Judged
+from tracker.rate_distortion.approximated import approximated
 from tracker.rate_distortion.code_length import LARGEST, code_lengths
 from tracker.rate_distortion.norms import plain_norms
+from tracker.rate_distortion.quantised import Quantised
 from tracker.rate_distortion.trellis import UNIFORM
 
 if TYPE_CHECKING:
-    from tracker.rate_distortion.quantised import Quantised
+    from tracker.rate_distortion.latent import Latent
     from tracker.rate_distortion.training import Training
 
-# Where training begins: steps so many times larger than those that it is given, and the first lambda over the
-# distortion of these. Classes stay the same under far more divergence, once it is trained to do no harm; a metric such
-# as PSNR takes all of a squared error, and where that falls by 6 dB with each bit, lambda is 2 ln 2 times the
-# distortion that it leads to.
-COARSER = {"kl": 2.0, "mse": 1.0}
-WEIGHT = {"kl": 10.0, "mse": 1.4}
-LEARNING_RATE = {"kl": 1.5e-3, "mse": 2e-4}  # for weights: squared errors suffer from every change
+
+class Manner(NamedTuple):
+    """How bold training is.
+
+    Attributes:
+        coarser: its step sizes at first, over those that it is given.
+        weight: the first lambda, over the distortion of what it is given.
+        learning_rate: of weights.
+        frozen: the share of a round after which step sizes stay where they are, on the grid.
+    """
+
+    coarser: float
+    weight: float
+    learning_rate: float
+    frozen: float
+
+
+# Classes stay the same under far more divergence, once it is trained to do no harm; so do squared errors that come from
+# weights which nothing before training has made better than rounding to the nearest does.
+MANNERS = {"kl": Manner(2.0, 10.0, 1.5e-3, 0.7), "mse": Manner(2.0, 8.0, 3e-3, 0.7)}
+# Where integers were chosen by squared errors, they suffer from every change, and to get steps on the grid changes all
+# weights of a layer by some percent. With 6 dB for each bit, lambda is 2 ln 2 times the distortion that it leads to.
+CAREFUL = Manner(1.0, 1.4, 2e-4, 0.0)
 
 
 class Start(NamedTuple):
@@ -32,7 +51,7 @@ class Start(NamedTuple):
     Attributes:
         weight: the first lambda, over the distortion.
         distortion: of what training is given.
-        given: that, quantised: what is left where no training does better.
+        given: that, which is left where no training does better; bits and loss are those of what it is coded as.
         judged: what the split for decisions says of it.
     """
 
@@ -42,9 +61,17 @@ class Start(NamedTuple):
     judged: Judged
 
 
-def begins_before_rounding(training: Training, context: Context) -> bool:
-    """Whether training begins with the weights as they were before a stage rounded them."""
-    return context.unrounded is not None and COARSER[training.distance.kind] > 1
+def manner(kind: str, latent: Latent, context: Context) -> Manner:
+    """How training goes.
+
+    Args:
+        kind: of loss, ``kl`` or ``mse``.
+        latent: what is trained.
+        context: which tells what is integers already.
+    """
+    counts = dict(zip(latent.given, latent.counts, strict=True))
+    chosen = sum(count for name, count in counts.items() if name in context.exact)
+    return CAREFUL if kind == "mse" and 2 * chosen > latent.count else MANNERS[kind]
 
 
 def start(training: Training, context: Context) -> Start:
@@ -54,29 +81,38 @@ def start(training: Training, context: Context) -> Start:
     learned, and of a coarser quantiser multiples of an old step would lie on the borders, all to be rounded the same
     way. Where they are not, the integers of `round` are far better than the nearest ones, and training begins there.
     """
-    latent = training.latent
-    given = dataclasses.replace(latent.snapshot(), loss=training.distortion())
-    if context.dependent:
-        given = dataclasses.replace(given, bits=_bits(given, latent.given, context.dependent))
-    given.fill(training.student)
+    latent, way = training.latent, training.manner
+    network = full_precision(approximated(training.student.cpu(), context), context.device)
+    training.student.to(context.device)
+    coded = {name: tensor.detach() for name, tensor in network.named_parameters()}
+    loss = training.distortion(coded)
     assert context.judge is not None
-    judged = context.judge(training.student)
-    coarser = COARSER[training.distance.kind]
-    if begins_before_rounding(training, context):
-        assert context.unrounded is not None
+    judged = context.judge(network)
+    dependent = {name for name in latent.given if by_trellis(name, context)}
+    values = {name: tensor.detach().clone() for name, tensor in training.student.named_parameters()}
+    given = Quantised(values, dict(context.steps), _bits(coded, latent.given, dependent), loss)
+    if context.unrounded is not None and way.coarser > 1:
         before = full_precision(context.unrounded, context.device, copied=True)
         plain_norms(before)
         latent.set_values(dict(before.named_parameters()))
-    uniform = {name: UNIFORM if name in context.dependent else 1.0 for name in latent.given}
-    latent.set_steps({name: coarser * uniform[name] * size for name, size in latent.given.items()})
-    return Start(WEIGHT[training.distance.kind], max(given.loss, 1e-12), given, judged)
+    latent.set_steps(
+        {name: way.coarser * (UNIFORM if name in dependent else 1.0) * size for name, size in latent.given.items()}
+    )
+    return Start(way.weight, max(loss, 1e-12), given, judged)
 
 
-def _bits(given: Quantised, sizes: Mapping[str, float], dependent: Collection[str]) -> float:
-    """Per weight, where some tensors are multiples by dependent quantisation: two of them are one integer."""
+def by_trellis(name: str, context: Context) -> bool:
+    """Whether a tensor's step size is one of dependent quantisation."""
+    if name in context.exact:
+        return name in context.dependent
+    return context.coder is not None and context.coder.dependent
+
+
+def _bits(values: Mapping[str, Tensor], sizes: Mapping[str, float], dependent: Collection[str]) -> float:
+    """Per weight, of multiples of step sizes; two of dependent quantisation are one integer."""
     bits, count = 0.0, 0
     for name, size in sizes.items():
-        multiples = (given.values[name] / size).round().abs()
+        multiples = (values[name] / size).round().abs()
         integers = ((multiples + 1) // 2 if name in dependent else multiples).flatten()
         bits += float(code_lengths(integers)[integers.clamp(max=LARGEST + 1).long()].sum())
         count += len(integers)

@@ -24,14 +24,11 @@ from tracker.rate_distortion.latent import Latent
 from tracker.rate_distortion.moved import moved
 from tracker.rate_distortion.plan import Plan
 from tracker.rate_distortion.quantised import Quantised, fine_step
-from tracker.rate_distortion.start import LEARNING_RATE
+from tracker.rate_distortion.start import manner
 
 if TYPE_CHECKING:
     from tracker.codecs.distill import Distill
 
-# The share of a round after which steps stay where they are, on the grid: to get there changes all weights of a layer
-# by some percent, which squared errors do not forgive.
-FROZEN = {"kl": 0.7, "mse": 0.0}
 SAMPLES, SQUARES = 48, 4  # in a batch
 CALMER = 0.3  # learning rate of rounds that mend, over that of others
 WARM = 0.03  # the share of a round in which the learning rate rises
@@ -90,7 +87,8 @@ class Training:
         output = self.taught(first)
         self.distance = Distortion.fitting(context, output, options.loss, options.temperature)
         rate = options.learning_rate
-        self.learning_rate = LEARNING_RATE[self.distance.kind] if rate == "auto" else rate
+        self.manner = manner(self.distance.kind, self.latent, context)
+        self.learning_rate = self.manner.learning_rate if rate == "auto" else rate
         self.shifted = isinstance(first, Tensor) and first.ndim == 4 and not crop and self.distance.kind == "kl"
         self.flipped = self.shifted and self._agrees_mirrored(first, output)
         self.endless = self._endless()
@@ -125,10 +123,9 @@ class Training:
             inputs = on_device(inputs, self.context.device, torch.float32)
             yield moved(inputs, self.options.shift, self.flipped, self.generator) if self.shifted else inputs
 
-    def distortion(self) -> float:
-        """The mean loss of the quantised student, without its rate."""
+    def distortion(self, values: Mapping[str, Tensor]) -> float:
+        """The mean loss of the student with some parameters, without their rate."""
         with torch.no_grad():
-            values, _ = self.latent.quantised()
             losses = []
             for inputs in itertools.islice(self.context.calibration(), MEASURED):
                 given = on_device(inputs, self.context.device, torch.float32)
@@ -168,7 +165,7 @@ class Training:
                 if now - told > SAVED:
                     told = now
                     save(Progress(self.state(), number, spent + now - began))
-                if done >= FROZEN[self.distance.kind] and not self.latent.frozen:
+                if done >= self.manner.frozen and not self.latent.frozen:
                     self.latent.freeze()
                 for group in self.optimiser.param_groups:
                     group["lr"] = rate * RATES[group["name"]] * schedule(done)
@@ -177,7 +174,7 @@ class Training:
                 losses.append(self._step(inputs, plan.weight * distortion))
                 bar.update(int(100 * done) - bar.n)
         last = losses[-max(1, len(losses) // 10) :]
-        loss = sum(last) / len(last) if last else self.distortion()
+        loss = sum(last) / len(last) if last else self.distortion(self.latent.quantised()[0])
         return dataclasses.replace(self.latent.snapshot(), loss=loss), spent + time.monotonic() - began
 
     def _done(self, steps: int, seconds: float, share: float) -> float:

@@ -165,7 +165,7 @@ class Bench:
             return hashlib.sha256(f"{self.sha256}{task}".encode()).hexdigest()
 
         wanted = job.task.tolerance if aim.drop is None else aim.drop
-        target = Target(wanted, aim.bytes, aim.ahead, steady=aim.confidence is not None)
+        target = Target(wanted, aim.bytes, aim.ahead)
         return Context(
             job.anchor.predict,
             lambda: (inputs for inputs, _ in batches("calibration")),

@@ -11,11 +11,12 @@ from tracker.codecs.records import Judged, Target
 from tracker.errors import TrackerError
 from tracker.scenarios.job import Job
 from tracker.scenarios.mixed import Mixed
-from tracker.tasks.base import ROUNDING, Evaluation
+from tracker.tasks.base import ROUNDING, Evaluation, Task
 from tracker.tasks.bootstrap import drop_interval
 from tracker.tasks.rejection import Rejection
 
 CERTAIN = 0.95  # that a model is not given up early whose drop on the whole split is within the target
+SOFT = 0.1  # at most, between an anchor's soft scores and its primary metric, if its outputs are chances of classes
 SHOWN_CONFIDENCE = 0.95  # of the interval that is logged where the configuration does not ask for one
 
 
@@ -105,6 +106,12 @@ class Judge:
         """The anchor's performance on it."""
         return self.mixed.whole(self.model, "anchor on the search split")
 
+    @cached_property
+    def follows(self) -> bool:
+        """Whether there are soft scores, and they tell about what the primary metric does."""
+        scores, soft = self.anchor.scores, self.anchor.soft
+        return scores is not None and soft is not None and abs(float(soft.mean() - scores[:, 0].mean())) < SOFT
+
     def __call__(self, model: Any) -> Judged:
         """Evaluate a model; only a part, where it is clear from that that its drop is beyond the target.
 
@@ -113,17 +120,44 @@ class Judge:
         """
         job, task, wanted = self.job, self.job.task, self.job.settings.target
         before, certain = self.anchor, CERTAIN if self.target.bytes is None else None
-        after = self.mixed.evaluate(model, before, self.target.drop, certain, "search split")
+        soft = wanted.confidence is not None and self.follows
+        after = self.mixed.evaluate(model, before, self.target.drop, certain, "search split", soft)
         if isinstance(after, Rejection):
             return Judged(after.drop, max(after.drop, self.target.drop + 2 * ROUNDING))
         drop = task.drop(before.metrics[task.primary], after.metrics[task.primary])
         given, found = before.scores, after.scores
         if wanted.confidence is None or given is None or found is None or not len(given) == len(found) > 1:
             return Judged(drop, drop)
+        if soft and before.soft is not None and after.soft is not None:
+            return Judged(drop, likely(task, before, after, wanted.confidence))
         two_sided = max(2 * wanted.confidence - 1, 1e-6)
         draws = job.settings.transparency.resamples
         upper = drop_interval(task, given, found, two_sided, draws, job.settings.seed)[1]
         return Judged(drop, drop + max(upper - drop, 0.0) * expansion(len(given), wanted.confidence))
+
+
+def likely(task: Task, anchor: Evaluation, found: Evaluation, confidence: float) -> float:
+    """The largest drop that is likely on another split of the same size, by the mean of the soft scores.
+
+    It has a margin for the noise of both means: the soft one is measured here, and the primary metric's will be there.
+    Where the primary metric's drop is larger than its own noise explains, that is the bound.
+
+    Args:
+        task: whose primary metric is the mean of the first column of scores.
+        anchor: with scores and soft scores.
+        found: the same of the model, on the same samples.
+        confidence: one-sided.
+    """
+    from scipy.stats import t
+
+    assert anchor.scores is not None and found.scores is not None
+    assert anchor.soft is not None and found.soft is not None
+    sign = 1 if task.higher_is_better else -1
+    smooth, hard = sign * (anchor.soft - found.soft), sign * (anchor.scores[:, 0] - found.scores[:, 0])
+    count = len(hard)
+    margin = float(t.ppf(confidence, count - 1)) / math.sqrt(count)
+    noise, own = margin * float(smooth.std(ddof=1)), margin * float(hard.std(ddof=1))
+    return max(float(smooth.mean()) + math.hypot(noise, own), float(hard.mean()) - own)
 
 
 def expansion(count: int, confidence: float) -> float:

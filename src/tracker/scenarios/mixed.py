@@ -34,7 +34,13 @@ class Mixed:
         return self._sorted(evaluate(self.job.anchor, model, self.job.task, self.batches, self.device, label))
 
     def evaluate(
-        self, model: Any, anchor: Evaluation, drop: float, confidence: float | None, label: str
+        self,
+        model: Any,
+        anchor: Evaluation,
+        drop: float,
+        confidence: float | None,
+        label: str,
+        soft: bool = False,
     ) -> Evaluation | Rejection:
         """A model's performance, unless it becomes clear on the way that the drop is too large.
 
@@ -44,20 +50,24 @@ class Mixed:
             drop: the largest one that is wanted.
             confidence: the probability of not rejecting what the full evaluation would accept; None to evaluate all.
             label: for the progress bar.
+            soft: whether the drop is that of the soft scores.
 
         Returns:
             As `whole`, or why that is not known.
         """
-        task, scores = self.job.task, anchor.scores
+        task, scores = self.job.task, _deciding(anchor, soft)
         between = task.score_range
         if confidence is None or scores is None or between is None:  # nothing would end it, so no outputs are kept
             return self.whole(model, label)
-        width, expected, seen = between[1] - between[0], scores[self.order, 0], 0
+        width, expected, seen = between[1] - between[0], scores[self.order], 0
         rejection = Rejection(drop, -width, width, len(scores), confidence)
 
-        def enough(found: np.ndarray) -> bool:
+        def enough(part: Evaluation) -> bool:
             nonlocal seen
-            drops = expected[seen : seen + len(found)] - found[:, 0]
+            found = _deciding(part, soft)
+            if found is None:
+                return False
+            drops = expected[seen : seen + len(found)] - found
             seen += len(found)
             return rejection.add(drops if task.higher_is_better else -drops)
 
@@ -66,8 +76,19 @@ class Mixed:
 
     def _sorted(self, found: Evaluation) -> Evaluation:
         """With scores in the data set's order."""
-        if found.scores is None:
-            return found
-        scores = np.empty_like(found.scores)
-        scores[self.order] = found.scores
-        return dataclasses.replace(found, scores=scores, extras={})
+        scores, soft = self._in_order(found.scores), self._in_order(found.soft)
+        return dataclasses.replace(found, scores=scores, soft=soft, extras={})
+
+    def _in_order(self, mixed: np.ndarray | None) -> np.ndarray | None:
+        if mixed is None:
+            return None
+        found = np.empty_like(mixed)
+        found[self.order] = mixed
+        return found
+
+
+def _deciding(found: Evaluation, soft: bool) -> np.ndarray | None:
+    """The scores whose mean drop decides, shape (N,)."""
+    if soft:
+        return found.soft
+    return None if found.scores is None else found.scores[:, 0]

@@ -30,11 +30,14 @@ class Evaluation:
         scores: per-sample scores, shape (N, K) float64, from which `Task.performance` gives the primary metric; None
             where the task has none.
         extras: further arrays with a row for each sample, which the task's own `pictures` need; they are not stored.
+        soft: scores of a metric that follows the primary one more smoothly, in its unit and as the mean over samples,
+            shape (N,) float64: a search for a working point decides by it; None where there is none.
     """
 
     metrics: dict[str, float]
     scores: np.ndarray | None
     extras: Mapping[str, np.ndarray] = field(default_factory=dict)
+    soft: np.ndarray | None = None
 
 
 class Task(Component):

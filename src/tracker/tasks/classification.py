@@ -45,6 +45,9 @@ class Classification(Task):
     def evaluate(self, predict: Predict, batches: Iterable[tuple[Any, Any]]) -> Evaluation:
         """Metrics top1 and (from five classes on) top5; scores: 1 where the sample's top-1 is right, else 0.
 
+        The soft score is 1 less half the Brier score (Brier 1950, "Verification of Forecasts Expressed in Terms of
+        Probability"): that of top-1 where the model is certain, and less noisy where it is not.
+
         Extras: ``classes``, the class of each sample.
 
         Raises:
@@ -81,7 +84,10 @@ class Classification(Task):
         if logits.shape[1] >= 5:
             metrics["top5"] = accuracy(5)
         right = (logits.argmax(dim=1) == classes).double().unsqueeze(1)
-        return Evaluation(metrics, right.numpy(), {"classes": classes.numpy()})
+        chances = logits if _are_chances(logits) else logits.softmax(dim=1)
+        missed = chances.double() - torch.nn.functional.one_hot(classes, logits.shape[1])
+        soft = 1 - missed.square().sum(dim=1) / 2
+        return Evaluation(metrics, right.numpy(), {"classes": classes.numpy()}, soft.numpy())
 
     def pictures(self, comparison: Comparison) -> Pictures:
         """The change of each class: a plot, and the table ``classes``."""
@@ -93,3 +99,8 @@ class Classification(Task):
             return Pictures()
         rows = changes(before[:, 0], after[:, 0], labels, comparison.class_names())
         return Pictures({"classes": lambda: by_class(rows, comparison.title)}, {"classes": rows})
+
+
+def _are_chances(outputs: Tensor) -> bool:
+    """Whether a model ends in a softmax, as many of Keras do."""
+    return bool((outputs >= 0).all() and ((outputs.sum(dim=1) - 1).abs() < 1e-3).all())
