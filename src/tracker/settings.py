@@ -38,8 +38,8 @@ class Aim(Section):
         default=0.84,
         ge=0.5,
         lt=1,
-        description="one-sided, that the drop is within `drop` on other samples than the search split's too; null: "
-        "the drop on these decides",
+        description="one-sided, that the drop is within `drop` on another split as large as the search split; null: "
+        "the drop on this one decides",
     )
     ahead: int = Field(
         default=4,

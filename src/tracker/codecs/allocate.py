@@ -17,7 +17,7 @@ from tracker.bitstream.state import aliases
 from tracker.codecs.base import Context, Transform
 from tracker.codecs.records import Transformed
 from tracker.errors import TrackerError
-from tracker.rate_distortion.inputs import Source, norms_of
+from tracker.rate_distortion.inputs import Source
 from tracker.rate_distortion.lagrangian import Curve, allocated, curve, prices
 from tracker.rate_distortion.norms import plain_norms
 from tracker.rate_distortion.sensitivity import sensitivities_on
@@ -35,8 +35,8 @@ class Allocate(Transform):
 
     inputs: Source | Literal["none"] = Field(
         default="calibration",
-        description="on which sensitivities are measured; synthetic: made from the anchor's BatchNorms, without data; "
-        "none, and where it has none of these: every weight tensor's relative error counts the same",
+        description="on which sensitivities are measured; synthetic: made without data, from BatchNorms if there are "
+        "any; none: every weight tensor's relative error counts the same",
     )
     price: float | None = Field(
         default=None, ge=0, allow_inf_nan=False, description="lambda, distortion for a bit; null: by the target"
@@ -102,7 +102,7 @@ class Allocate(Transform):
 
     def _sensitivities(self, model: Any, tensors: Mapping[str, Tensor], context: Context) -> dict[str, float]:
         """Distortion over squared error, of each tensor that it is known of."""
-        if self.inputs == "none" or (self.inputs == "synthetic" and not norms_of(context.anchor)):
+        if self.inputs == "none":
             # A layer's outputs are off by as much as its weights are, relatively.
             return {
                 name: 1 / max(float(tensor.double().square().sum()), 1e-30)

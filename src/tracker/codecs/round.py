@@ -44,7 +44,7 @@ class Round(Trained):
     follow: bool | Literal["auto"] = Field(
         default="auto",
         description="first change weights so that the anchor's outputs follow from the inputs here; auto: with "
-        "inputs that were not made to suit BatchNorms",
+        "inputs that are data, or pictures",
     )
     dependent: bool | Literal["auto"] = Field(
         default="auto", description="by dependent quantisation, the trellis of NNC; auto: where the coder takes it"
@@ -70,7 +70,7 @@ class Round(Trained):
         steps = {**context.coder.step_sizes(context.state(model)), **context.steps}
         network = full_precision(model, context.device)
         inputs = one_batch(self.inputs, context)
-        wanted, follows = dict[str, Tensor](), self.follows(context)
+        wanted, follows = dict[str, Tensor](), self.follows(inputs, context)
         done, dependent = set[str](), set[str]()
         tied = aliases(context.state(network))  # coded under their first names
 
@@ -100,11 +100,12 @@ class Round(Trained):
             tensor.data = tensor.data.to("cpu")
         return Transformed(network, steps=steps, exact=done, dependent=dependent)
 
-    def follows(self, context: Context) -> bool:
-        """Whether weights are changed first."""
-        if self.follow == "auto":
-            return self.inputs == "calibration" or not norms_of(context.anchor)
-        return self.follow
+    def follows(self, inputs: Any, context: Context) -> bool:
+        """Whether weights are changed first: not for inputs that suit BatchNorms, or tokens in a random order."""
+        if self.follow != "auto":
+            return self.follow
+        pictures = isinstance(inputs, Tensor) and inputs.is_floating_point() and inputs.ndim == 4
+        return self.inputs == "calibration" or (pictures and not norms_of(context.anchor))
 
     def layer(
         self, module: nn.Module, weight: Tensor, given: tuple[Tensor | None, Tensor], step: float, dependent: bool

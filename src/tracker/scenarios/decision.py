@@ -133,7 +133,9 @@ class Judge:
         two_sided = max(2 * wanted.confidence - 1, 1e-6)
         draws = job.settings.transparency.resamples
         upper = drop_interval(task, given, found, two_sided, draws, job.settings.seed)[1]
-        return Judged(drop, drop + max(upper - drop, 0.0) * expansion(len(given), wanted.confidence))
+        # Another split of the same size has as much noise again.
+        margin = math.sqrt(2) * max(upper - drop, 0.0) * expansion(len(given), wanted.confidence)
+        return Judged(drop, drop + margin)
 
 
 def likely(task: Task, anchor: Evaluation, found: Evaluation, confidence: float) -> float:
