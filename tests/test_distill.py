@@ -286,6 +286,28 @@ def test_rounds_with_finer_steps_are_added_where_nothing_is_good_enough(cache: P
     assert len(done.tables["rounds"]) == 4 and done.metrics["distill/round"] == 3
 
 
+def test_embeddings_that_training_does_not_show_stay_as_they_are() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(20, 8), nn.Linear(8, 3, bias=False))
+    batches = [torch.arange(0, 10), torch.arange(5, 15)]
+    _, base = linear()
+    own = dataclasses.replace(
+        base,
+        calibration=lambda: batches,
+        training=lambda: batches,
+        anchor=model,
+        state=lambda model: model.state_dict(),
+    )
+    student = copy.deepcopy(model)
+    training = Training(Distill(loss="mse", batch_size=5, rate_weight=50.0, steps=60), student, model, own)
+    start(training, own)
+    before = training.latent.weights.detach().clone()
+    training.round(Plan(50.0, False), 1.0, 1.0, "", None, lambda progress: None)
+    changed = (training.latent.weights.detach() != before)[:160].view(20, 8)
+    assert changed[:15].any(1).all() and not changed[15:].any()
+    assert torch.equal(training.state()["unseen"][:160].view(20, 8).all(1), torch.arange(20) >= 15)
+
+
 def test_squared_errors_leave_integers_of_dependent_quantisation_as_they_are() -> None:
     model, context = linear()
     coded = dataclasses.replace(context, coder=Nnc(qp=-10), state=lambda model: model.state_dict())

@@ -402,6 +402,46 @@ def test_allocation_gives_sensitive_tensors_finer_steps_and_counts_norms() -> No
     assert Allocate(price=1.0).places(model, base) == ()
 
 
+class Branches(nn.Module):
+    """Two layers, of which the second hardly matters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.much, self.little = nn.Conv2d(3, 5, 3, bias=False), nn.Conv2d(3, 5, 3, bias=False)
+
+    def forward(self, given: Tensor) -> Tensor:
+        """Shape (batch, 5)."""
+        return (self.much(given) + 0.01 * self.little(given)).mean((2, 3))
+
+
+def test_inputs_made_for_a_network_without_norms_tell_what_matters_too() -> None:
+    model = Branches()
+    base = context(model)
+    steps = {}
+    for inputs in ("synthetic", "none"):
+        places = Allocate(inputs=inputs).places(copy.deepcopy(model), base)
+        steps[inputs] = places[len(places) // 3].apply(copy.deepcopy(model), base).steps
+    assert steps["synthetic"]["little.weight"] > 8 * steps["synthetic"]["much.weight"]
+    assert steps["none"]["little.weight"] == pytest.approx(steps["none"]["much.weight"], rel=0.5)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "norms", "wanted"),
+    [
+        (torch.randn(2, 3, 8, 8), False, True),
+        (torch.randn(2, 3, 8, 8), True, False),
+        (torch.randn(2, 3), False, False),
+        (torch.randint(9, (2, 3, 8, 8)), False, False),
+        ({"tokens": torch.randint(9, (2, 3))}, False, False),
+    ],
+)
+def test_of_made_inputs_only_pictures_are_followed(inputs: Any, norms: bool, wanted: bool) -> None:
+    own = context(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4) if norms else nn.ReLU()))
+    assert Round(inputs="synthetic").follows(inputs, own) is wanted
+    assert Round(inputs="calibration").follows(inputs, own)
+    assert Round(inputs="synthetic", follow=True).follows(inputs, own)
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [

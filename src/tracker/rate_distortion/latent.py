@@ -7,7 +7,7 @@ them would take longer than the work itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -53,6 +53,11 @@ class Latent:
     def leaves(self) -> dict[str, Tensor]:
         """By name, what an optimiser changes."""
         return {"weights": self.weights, "vectors": self.vectors, "steps": self.logs}
+
+    def chosen(self, names: Collection[str]) -> Tensor:
+        """Which of the weights are those of some tensors: bool, shape (weights,)."""
+        own = torch.tensor([name in names for name in self.given], dtype=torch.bool, device=self.device)
+        return self._each(own, self.counts).bool().clone()
 
     def set_values(self, parameters: Mapping[str, Tensor]) -> None:
         """Values of the weights, the norms and the biases."""

@@ -77,6 +77,7 @@ class Training:
         self.options, self.student, self.teacher, self.context = options, student, teacher, context
         self.called = Called(student, context)
         self.latent = self._latent()
+        self.unseen = self.latent.chosen(embeddings(student))
         groups = [{"params": [leaf], "name": name} for name, leaf in self.latent.leaves().items()]
         self.optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99))
         self.generator = torch.Generator().manual_seed(context.seed)
@@ -196,7 +197,8 @@ class Training:
         }
         leaves = {f"latent.{name}": leaf.detach() for name, leaf in self.latent.leaves().items()}
         frozen = torch.tensor(self.latent.frozen)
-        return {**leaves, **moments, "frozen": frozen, "generator": self.generator.get_state()}
+        unseen = self.unseen.clone()
+        return {**leaves, **moments, "frozen": frozen, "unseen": unseen, "generator": self.generator.get_state()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from what `state` gave."""
@@ -205,6 +207,7 @@ class Training:
                 leaf.copy_(tensors[f"latent.{name}"])
         self.latent.lengths = None
         self.latent.logs.requires_grad_(not tensors["frozen"])
+        self.unseen.copy_(tensors["unseen"])
         found: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             if name.startswith("adam."):
@@ -223,12 +226,25 @@ class Training:
         distance = self.distance(output, target)
         if not distance.requires_grad:
             raise TrackerError("distill cannot train this model: its outputs do not depend on its parameters")
-        loss = distance + weight * bits / self.latent.count
+        rate = weight * bits / self.latent.count
         self.optimiser.zero_grad()
-        if math.isfinite(float(loss.detach())):
-            loss.backward()
+        if math.isfinite(float((distance + rate).detach())):
+            self._pass_back(distance, rate)
             self.optimiser.step()
         return float(distance.detach())
+
+    def _pass_back(self, distance: Tensor, rate: Tensor) -> None:
+        """Gradients of the loss, but none for embeddings that no input has had: they would become zero to save bits."""
+        leaf = self.latent.weights
+        if not self.unseen.any():
+            (distance + rate).backward()
+            return
+        rate.backward(retain_graph=True)
+        assert leaf.grad is not None
+        before = leaf.grad.clone()
+        distance.backward()
+        self.unseen &= leaf.grad == before
+        leaf.grad.masked_fill_(self.unseen, 0.0)
 
     def _agrees_mirrored(self, inputs: Tensor, output: Tensor) -> bool:
         """Whether the anchor says of mirrored inputs what it says of the inputs: then they are natural ones."""
@@ -238,6 +254,12 @@ class Training:
     def _endless(self) -> Iterator[Any]:
         while True:
             yield from (inputs for inputs, _ in self.inputs.epoch())
+
+
+def embeddings(model: nn.Module) -> set[str]:
+    """Names of the weights of which an input takes some rows only."""
+    tables = (nn.Embedding, nn.EmbeddingBag)
+    return {f"{name}.weight".lstrip(".") for name, module in model.named_modules() if isinstance(module, tables)}
 
 
 def schedule(done: float) -> float:
