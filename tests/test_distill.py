@@ -34,7 +34,7 @@ from tracker.rate_distortion.norms import plain_norms
 from tracker.rate_distortion.plan import Plan
 from tracker.rate_distortion.quantised import Quantised
 from tracker.rate_distortion.rounds import Round, following
-from tracker.rate_distortion.start import CAREFUL, MANNERS, start
+from tracker.rate_distortion.start import CAREFUL, MANNERS, STRICT, start
 from tracker.rate_distortion.training import Training
 from tracker.rate_distortion.trellis import UNIFORM
 from tracker.scenarios.aiming import pivot
@@ -284,6 +284,17 @@ def test_rounds_with_finer_steps_are_added_where_nothing_is_good_enough(cache: P
     mended = dataclasses.replace(lost, judge=lambda model: Judged(drop := next(drops), drop))
     done = stage.apply(copy.deepcopy(model), mended)
     assert len(done.tables["rounds"]) == 4 and done.metrics["distill/round"] == 3
+
+
+@pytest.mark.parametrize(("by_choice", "temperature", "way"), [(True, 4.0, MANNERS["kl"]), (False, 1.0, STRICT)])
+def test_where_all_probabilities_count_training_is_less_bold(by_choice: bool, temperature: float, way: Any) -> None:
+    model, context = linear()
+    own = dataclasses.replace(context, classes=1, by_choice=by_choice)
+    training = Training(Distill(loss="kl"), copy.deepcopy(model), model, own)
+    assert training.manner == way and training.distance.temperature == temperature
+    assert Training(Distill(loss="kl", temperature=2.0), copy.deepcopy(model), model, own).distance.temperature == 2.0
+    careful = Training(Distill(loss="mse"), copy.deepcopy(model), model, own)
+    assert careful.manner == MANNERS["mse"]
 
 
 def test_embeddings_that_training_does_not_show_stay_as_they_are() -> None:

@@ -39,6 +39,7 @@ class Context:
             key under which they may be kept in the cache.
         framework: of the model: ``pytorch`` or ``keras``.
         classes: the dimension of the outputs over which a softmax gives probabilities; None where there is none.
+        by_choice: whether only the likeliest class counts.
         judge: what the split for decisions says of a model; the figures are not reported on it.
         state: a model's tensors by name, as the coder gets them and more.
         target: of stages that find the working point themselves.
@@ -60,6 +61,7 @@ class Context:
     key: Callable[[], str] = str
     framework: str = "pytorch"
     classes: int | None = None
+    by_choice: bool = True
     judge: Callable[[Any], Judged] | None = None
     state: Callable[[Any], Mapping[str, Tensor]] = dict
     target: Target = field(default_factory=Target)

@@ -75,7 +75,9 @@ class Distill(Trained):
         description="squared error over the anchor's variance, or divergence of the classes' "
         "probabilities; auto: the latter where the outputs are logits of the task",
     )
-    temperature: float = Field(default=4.0, gt=0, le=1000, description="of kl's probabilities")
+    temperature: Literal["auto"] | Annotated[float, Field(gt=0, le=1000)] = Field(
+        default="auto", description="of kl's probabilities; auto: 4, or 1 where all of them count, as in perplexity"
+    )
     batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         default="auto", description="48, or 4 where squares of images are trained on, each of which has many outputs"
     )

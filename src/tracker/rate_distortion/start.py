@@ -40,6 +40,8 @@ class Manner(NamedTuple):
 # Classes stay the same under far more divergence, once it is trained to do no harm; so do squared errors that come from
 # weights which nothing before training has made better than rounding to the nearest does.
 MANNERS = {"kl": Manner(2.0, 10.0, 1.5e-3, 0.7), "mse": Manner(2.0, 8.0, 3e-3, 0.7)}
+# Where all probabilities count, as in perplexity, training can undo divergence, but no more may be left of it.
+STRICT = Manner(1.5, 2.0, 1.5e-3, 0.7)
 # Where integers were chosen by squared errors, they suffer from every change, and to get steps on the grid changes all
 # weights of a layer by some percent. With 6 dB for each bit, lambda is 2 ln 2 times the distortion that it leads to.
 CAREFUL = Manner(1.0, 1.4, 2e-4, 0.0)
@@ -71,7 +73,9 @@ def manner(kind: str, latent: Latent, context: Context) -> Manner:
     """
     counts = dict(zip(latent.given, latent.counts, strict=True))
     chosen = sum(count for name, count in counts.items() if name in context.exact)
-    return CAREFUL if kind == "mse" and 2 * chosen > latent.count else MANNERS[kind]
+    if kind == "mse" and 2 * chosen > latent.count:
+        return CAREFUL
+    return STRICT if kind == "kl" and not context.by_choice else MANNERS[kind]
 
 
 def start(training: Training, context: Context) -> Start:

@@ -37,6 +37,7 @@ AHEAD = 0.05  # of a round
 REFRESHED = 8  # steps after which integers are counted anew for their code lengths, which hardly change
 SAVED = 30.0  # seconds between checkpoints
 MEASURED = 8  # batches on which distortion is told
+SOFTENED = 4.0  # temperature, where the likeliest class counts: what the others say of it is worth learning as well
 FLIPPED = 0.7  # agreement of the anchor with itself on mirrored inputs, from which they are trained on as well
 
 
@@ -86,7 +87,9 @@ class Training:
         size = options.batch_size if options.batch_size != "auto" else SQUARES if crop else SAMPLES
         self.inputs = Inputs(context, size, crop, self.generator)
         output = self.taught(first)
-        self.distance = Distortion.fitting(context, output, options.loss, options.temperature)
+        auto = SOFTENED if context.by_choice else 1.0
+        temperature = auto if options.temperature == "auto" else options.temperature
+        self.distance = Distortion.fitting(context, output, options.loss, temperature)
         rate = options.learning_rate
         self.manner = manner(self.distance.kind, self.latent, context)
         self.learning_rate = self.manner.learning_rate if rate == "auto" else rate

@@ -100,7 +100,7 @@ def aimed(codec: Codec, where: Pivot, draft: Draft, shop: Workshop, run: Run | M
         return shop.through(changed, where.first, where.last, draft)
 
     context, begins = shop.context, where.last != codec.coder_name
-    if begins and context.classes is not None and context.framework == "pytorch":
+    if begins and context.classes is not None and context.by_choice and context.framework == "pytorch":
         measured = by_divergence(
             len(places),
             lambda place: shop.divergence(at(place), through(at(place))),

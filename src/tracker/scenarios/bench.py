@@ -177,6 +177,7 @@ class Bench:
             key=key,
             framework=job.anchor.framework,
             classes=job.task.classes,
+            by_choice=job.task.by_choice,
             state=self.state,
             judge=Judge(job, self.model, self.device, target),
             target=target,

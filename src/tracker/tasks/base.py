@@ -52,6 +52,8 @@ class Task(Component):
 
     # The dimension of the outputs over which a softmax gives probabilities.
     classes: ClassVar[int | None] = None
+    # Whether only the likeliest class counts, so that other probabilities may change much before the metric does.
+    by_choice: ClassVar[bool] = True
 
     name: str
     split: Literal["report", "search", "all"] = "report"

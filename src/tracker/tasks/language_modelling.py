@@ -24,6 +24,7 @@ class LanguageModelling(Task):
     """
 
     classes: ClassVar[int | None] = -1
+    by_choice: ClassVar[bool] = False
 
     name: str = "language_modelling"
     tolerance: float = 0.1
