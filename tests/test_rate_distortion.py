@@ -317,10 +317,31 @@ class Tied(nn.Module):
         return self.scores(self.words(given).cumsum(1))
 
 
-def test_a_tied_tensor_is_allocated_and_rounded_once_and_judged_as_it_is_decoded() -> None:
+class Twice(nn.Module):
+    """One layer's weights, used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.scores = nn.Linear(12, 12, bias=False), nn.Linear(12, 12, bias=False)
+        self.scores.weight = self.words.weight
+
+    def forward(self, given: Tensor) -> Tensor:
+        return self.scores(self.words(given).relu())
+
+
+def test_an_embedding_that_gives_the_scores_too_is_not_rounded_for_these_alone() -> None:
     torch.manual_seed(0)
     model, tokens = Tied().eval(), torch.randint(40, (16, 20))
     own = dataclasses.replace(context(model, classes=-1), calibration=lambda: [tokens])
+    assert set(Allocate(price=0.0).apply(copy.deepcopy(model), own).steps) == {"words.weight"}
+    done = Round().apply(copy.deepcopy(model), own)
+    assert not done.exact and torch.equal(done.model.words.weight, model.words.weight)
+
+
+def test_a_tied_tensor_is_allocated_and_rounded_once_and_judged_as_it_is_decoded() -> None:
+    torch.manual_seed(0)
+    model, vectors = Twice().eval(), torch.randn(64, 12)
+    own = dataclasses.replace(context(model), calibration=lambda: [vectors])
     assert set(Allocate(price=0.0).apply(copy.deepcopy(model), own).steps) == {"words.weight"}
     done = Round().apply(copy.deepcopy(model), own)
     assert set(done.exact) == {"words.weight"}

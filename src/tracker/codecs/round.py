@@ -20,6 +20,7 @@ from tracker.codecs.base import Context
 from tracker.codecs.finetune import Trained, full_precision
 from tracker.codecs.records import Transformed
 from tracker.errors import TrackerError
+from tracker.rate_distortion.embeddings import embeddings
 from tracker.rate_distortion.hooks import hooked
 from tracker.rate_distortion.inputs import Source, norms_of, one_batch
 from tracker.rate_distortion.moments import CONVOLUTIONS, TRANSPOSED, second_moments
@@ -73,13 +74,15 @@ class Round(Trained):
         wanted, follows = dict[str, Tensor](), self.follows(inputs, context)
         done, dependent = set[str](), set[str]()
         tied = aliases(context.state(network))  # coded under their first names
+        # What is an embedding too has another use, for which errors that make up for each other are only larger.
+        tables = {id(table.weight) for table in embeddings(network).values()}
 
         def note(name: str, _: nn.Module, given: Tensor) -> None:
             wanted.setdefault(tied.get(name, name), given)
 
         def enter(name: str, module: nn.Module, given: Tensor) -> None:
             name = tied.get(name, name)
-            if name in done or name not in steps:
+            if name in done or name not in steps or id(getattr(module, "weight", None)) in tables:
                 return
             done.add(name)
             before = wanted.pop(name, None)

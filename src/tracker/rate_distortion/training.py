@@ -20,6 +20,7 @@ from tracker.errors import TrackerError
 from tracker.evaluation import cloned, on_device
 from tracker.frameworks.pytorch import has_bfloat16
 from tracker.rate_distortion.distortion import Distortion
+from tracker.rate_distortion.embeddings import embeddings
 from tracker.rate_distortion.latent import Latent
 from tracker.rate_distortion.moved import moved
 from tracker.rate_distortion.plan import Plan
@@ -257,12 +258,6 @@ class Training:
     def _endless(self) -> Iterator[Any]:
         while True:
             yield from (inputs for inputs, _ in self.inputs.epoch())
-
-
-def embeddings(model: nn.Module) -> set[str]:
-    """Names of the weights of which an input takes some rows only."""
-    tables = (nn.Embedding, nn.EmbeddingBag)
-    return {f"{name}.weight".lstrip(".") for name, module in model.named_modules() if isinstance(module, tables)}
 
 
 def schedule(done: float) -> float:
