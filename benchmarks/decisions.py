@@ -11,33 +11,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from composed import job_of
 
-from tracker.__main__ import config_folder
-from tracker.bitstream.state import coded_part
 from tracker.codecs.base import Context
 from tracker.codecs.nnc import Nnc
 from tracker.evaluation import Batches, evaluate
 from tracker.frameworks.pytorch import FRAMEWORK, state_tensors
-from tracker.scenarios.job import Job, read_job
+from tracker.rate_distortion.approximated import approximated
+from tracker.scenarios.job import Job
 
 QPS = range(-34, -19)
 SPLITS = ("search", "report")
 LOST = 0.02
-
-
-def job_of(anchor: str, root: Path) -> Job:
-    """The configuration of an anchor, with its task and its data."""
-    words = [f"anchor={anchor}", f"data.root={root}"]
-    with initialize_config_dir(config_folder(), version_base=None):
-        config = OmegaConf.to_container(compose("config", words), resolve=True)
-    assert isinstance(config, dict)
-    return read_job({str(key): value for key, value in config.items()}, words, Path(), time.time())
 
 
 def measured(job: Job) -> np.ndarray:
@@ -53,16 +41,10 @@ def measured(job: Job) -> np.ndarray:
         return np.array([[one.scores.mean(), one.soft.mean()] for one in found])  # type: ignore[union-attr]
 
     before, rows = scores(anchor), []
-    context = Context(job.anchor.predict, lambda: (), 0, "cpu")
     print("| qp | top-1, search | top-1, report | soft, search | soft, report |\n|---|---|---|---|---|")
     for qp in QPS:
-        model = FRAMEWORK.copy(anchor)
-        coded = Nnc(qp=qp).approximate(coded_part(state_tensors(model)), model, context)
-        assert coded is not None
-        for name, tensor in state_tensors(model).items():
-            if name in coded:
-                tensor.copy_(coded[name])
-        rows.append(before - scores(model))
+        context = Context(job.anchor.predict, lambda: (), 0, "cpu", coder=Nnc(qp=qp), state=state_tensors)
+        rows.append(before - scores(approximated(anchor, context)))
         (a, b), (c, d) = rows[-1].T
         print(f"| {qp} | {a:+.4f} | {b:+.4f} | {c:+.4f} | {d:+.4f} |", flush=True)
     return np.array(rows)
@@ -74,7 +56,8 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--anchor", default="resnet20_cifar10")
     chosen = parser.parse_args()
-    drops = measured(job_of(chosen.anchor, chosen.data_root.resolve()))
+    words = [f"anchor={chosen.anchor}", f"data.root={chosen.data_root.resolve()}"]
+    drops = measured(job_of(words, Path()))
     drops = drops[drops[:, :, 0].mean(1) <= LOST]
 
     def related(first: np.ndarray, second: np.ndarray) -> float:

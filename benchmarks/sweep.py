@@ -44,21 +44,16 @@ SPACE = {
 
 def measuring(anchor: str, data_root: Path) -> tuple[Callable[..., tuple[int, float]], float]:
     """A function from NNC's options to size and drop on the whole search split; and the tolerance."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
+    from composed import job_of
 
-    from tracker.__main__ import config_folder
     from tracker.bitstream import bitstream_bytes, decode_bitstream, encode_bitstream
     from tracker.codecs.chain import Codec
     from tracker.codecs.nnc import Nnc
     from tracker.scenarios.bench import Bench
-    from tracker.scenarios.job import read_job
 
     words = [f"anchor={anchor}", f"data.root={data_root}", "+codec=nnc", "task.split=search"]
-    with initialize_config_dir(config_folder(), version_base="1.3"):
-        config: Any = OmegaConf.to_container(compose("config", words), resolve=True)
     scratch = Path(tempfile.mkdtemp())
-    bench = Bench(read_job(config, words, scratch, time.perf_counter()))
+    bench = Bench(job_of(words, scratch))
     task, before = bench.job.task, bench.evaluated(bench.model, "anchor").metrics
 
     def measure(**options: Any) -> tuple[int, float]:

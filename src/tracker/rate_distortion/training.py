@@ -243,11 +243,10 @@ class Training:
         if not self.unseen.any():
             (distance + rate).backward()
             return
-        rate.backward(retain_graph=True)
+        distance.backward(retain_graph=True)
         assert leaf.grad is not None
-        before = leaf.grad.clone()
-        distance.backward()
-        self.unseen &= leaf.grad == before
+        self.unseen &= leaf.grad == 0
+        rate.backward()
         leaf.grad.masked_fill_(self.unseen, 0.0)
 
     def _agrees_mirrored(self, inputs: Tensor, output: Tensor) -> bool:
