@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import t
 
 from tracker.anchors.digits import Digits
 from tracker.codecs.records import Target
@@ -19,6 +20,7 @@ from tracker.settings import Aim, Transparency
 from tracker.tasks.base import Evaluation
 from tracker.tasks.classification import Classification
 from tracker.tasks.rejection import Rejection
+from tracker.tasks.super_resolution import SuperResolution
 
 
 def drops(worse: int, better: int, count: int, generator: np.random.Generator) -> np.ndarray:
@@ -142,3 +144,49 @@ def test_soft_scores_follow_the_accuracy_whatever_the_outputs_are(job: Any) -> N
         assert found.soft == pytest.approx((1 - missed / 2).numpy(), abs=1e-6)
     certain = job.task.evaluate(lambda _: 1000 * logits, [(None, labels)])
     assert certain.soft == pytest.approx(certain.scores[:, 0], abs=1e-6)
+
+
+class Grey(SuperResolution):
+    """Of tensors."""
+
+    def target(self, sample: Any) -> Any:
+        return sample
+
+
+def test_a_judge_of_images_takes_the_distance_to_the_anchors_outputs() -> None:
+    """Six images of which each has another error: what is compared must be the same image."""
+    generator = torch.Generator().manual_seed(0)
+    originals = [0.5 + 0.01 * torch.randn(1, 24, 24, generator=generator) for _ in range(6)]
+    given = [one + 0.01 * (1 + n) * torch.randn(1, 24, 24, generator=generator) for n, one in enumerate(originals)]
+    task = Grey(batch_size=2)
+    anchor = SimpleNamespace(
+        name="same", framework="pytorch", predict=lambda model, inputs: model(inputs), preprocess=lambda sample: sample
+    )
+    data = SimpleNamespace(samples=lambda split: list(zip(given, originals, strict=True)))
+    settings = SimpleNamespace(target=Aim(), transparency=Transparency(), seed=0)
+    job: Any = SimpleNamespace(anchor=anchor, task=task, data=data, settings=settings)
+
+    class Off(torch.nn.Module):
+        def __init__(self, by: float) -> None:
+            super().__init__()
+            self.by = torch.nn.Parameter(torch.tensor(by))
+
+        def forward(self, inputs: Any) -> Any:
+            return inputs + self.by * torch.cos(torch.arange(24.0))
+
+    judge, other = Judge(job, Off(0.0), "cpu", Target(0.1)), Off(0.004)
+    assert judge.follows and judge(Off(0.0)).bound == pytest.approx(0.0, abs=1e-9)
+    with torch.no_grad():
+        outputs = [other(one) for one in given]
+    inner = slice(2, -2)
+
+    def squared(ones: list[Any], others: list[Any]) -> np.ndarray:
+        pairs = zip(ones, others, strict=True)
+        return np.array([float((a - b).square()[..., inner, inner].mean()) for a, b in pairs])
+
+    before, after, apart = squared(given, originals), squared(outputs, originals), squared(outputs, given)
+    soft, hard = 10 * np.log10(1 + apart / before), 10 * np.log10(after / before)
+    noise = t.ppf(0.84, 5) / np.sqrt(6) * np.hypot(soft.std(ddof=1), hard.std(ddof=1))
+    found = judge(other)
+    assert found.drop == pytest.approx(hard.mean(), abs=1e-4)
+    assert found.bound == pytest.approx(soft.mean() + noise, abs=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from PIL import Image
 from scipy.ndimage import convolve
 from scipy.stats import norm
 from sklearn import metrics as sk
+from torch import Tensor
 
 from tracker.anchors.digits import Digits
 from tracker.anchors.images import luminance, rgb
@@ -169,6 +171,29 @@ def test_super_resolution_target_and_refusals() -> None:
 
 
 # --- regression ---
+
+
+def test_soft_scores_of_images_are_psnr_without_the_chance_that_errors_agree() -> None:
+    """Errors that are independent of the anchor's: on a large image both are the same; on a small one they are not."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(size: int, deviation: float) -> Tensor:
+        return deviation * torch.randn(2, 1, size, size, generator=generator)
+
+    task = SuperResolution(border=2)
+    for size, near in ((512, 0.01), (16, 0.5)):
+        original = 0.5 + noise(size, 0.02)
+        reference = original + noise(size, 0.02)
+        output = reference + noise(size, 0.01)
+        scores = [task.evaluate(identity, [(given, original)]).scores for given in (reference, output)]
+        assert scores[0] is not None and scores[1] is not None
+        soft = task.soft(scores[0], [output], [reference])
+        assert soft.shape == (2,) and soft == pytest.approx(scores[1][:, 0], abs=near)
+        assert task.soft(scores[0], [reference], [reference]) == pytest.approx(scores[0][:, 0], abs=1e-5)
+    # By the formula: 10 log10(1 + 0.01^2 / 0.02^2) less than the anchor.
+    assert float(np.mean(scores[0][:, 0] - soft)) == pytest.approx(10 * math.log10(1.25), abs=0.2)
+    colours = task.soft(scores[0], [output.expand(-1, 3, -1, -1)], [reference.expand(-1, 3, -1, -1)])
+    assert colours == pytest.approx(soft, abs=0.7)  # luminance is 219/255 of grey
 
 
 @pytest.mark.parametrize("metric", ["r2", "rmse", "mae"])

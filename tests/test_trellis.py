@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 from collections.abc import Iterable
@@ -158,3 +159,31 @@ def test_uniform_integers_where_the_coder_has_no_trellis() -> None:
             Round(dependent=True).apply(model, context(model, coder))
     model = network()
     assert not Round(dependent=False).apply(model, context(model, Nnc(qp=-10))).dependent
+
+
+def test_step_sizes_for_dependent_quantisation_grow_to_the_same_error_where_integers_are_uniform() -> None:
+    """NNCodec's own quantiser, with and without dependent quantisation, is the measure of what the same error is."""
+    torch.manual_seed(0)
+    model = nn.Linear(200, 300, bias=False)
+    nn.init.normal_(model.weight, std=0.5)
+    given = torch.randn(2000, 200)  # inputs that are independent, so that nothing can be made up for
+    step = step_size(-10, 2)
+
+    def errors(coder: Nnc, size: float) -> float:
+        own = context(model, coder, steps={"weight": size})
+        found = coder.approximate({"weight": model.weight.detach()}, model, own)
+        assert found is not None
+        return float((found["weight"] - model.weight.detach()).square().mean())
+
+    own = context(model, Nnc(qp=-10), calibration=lambda: [given], steps={"weight": step})
+    done = Round(rate_weight=0, dependent=False).apply(copy.deepcopy(model), own)
+    assert done.steps["weight"] == step_size(-8, 2) and not done.dependent
+    integers = done.model.weight / done.steps["weight"]
+    assert torch.equal(integers, integers.round())
+    wanted = errors(Nnc(qp=-10, lambda_scale=0), step)
+    error = float((done.model.weight - model.weight).detach().square().mean())
+    assert 0.65 < error / wanted < 1.1  # the grid of step sizes is coarse; without growing it is 0.38
+    assert error == pytest.approx(errors(Nnc(qp=-10, use_dq=False, lambda_scale=0), done.steps["weight"]), rel=0.1)
+    # Step sizes that a coder without it has told of are meant for uniform integers.
+    plain = dataclasses.replace(own, coder=Nnc(qp=-10, use_dq=False))
+    assert Round(dependent=False).apply(copy.deepcopy(model), plain).steps["weight"] == step

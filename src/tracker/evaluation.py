@@ -24,6 +24,24 @@ if TYPE_CHECKING:
 KEPT_BYTES = 256 * 2**20
 
 
+class Outputs:
+    """What a model gives, batch after batch, on the CPU.
+
+    Attributes:
+        batches: so far; None where they are more than 256 MiB.
+    """
+
+    def __init__(self) -> None:
+        self.batches: list[Tensor] | None = []
+        self.size = 0
+
+    def add(self, output: Tensor) -> None:
+        """One more."""
+        self.size += tensor_bytes(output)
+        fits = self.batches is not None and self.size <= KEPT_BYTES
+        self.batches = [*(self.batches or ()), output.float().cpu()] if fits else None
+
+
 class Batches:
     """The samples of a split, preprocessed and stacked; decoded once if all of them fit into 256 MiB.
 
@@ -93,7 +111,15 @@ class _Indexed:
         return self.batches.sample(index)
 
 
-def evaluate(anchor: Anchor, model: Any, task: Task, batches: Batches, device: str, label: str) -> Evaluation:
+def evaluate(
+    anchor: Anchor,
+    model: Any,
+    task: Task,
+    batches: Batches,
+    device: str,
+    label: str,
+    outputs: Outputs | None = None,
+) -> Evaluation:
     """A model's performance.
 
     Args:
@@ -103,13 +129,21 @@ def evaluate(anchor: Anchor, model: Any, task: Task, batches: Batches, device: s
         batches: of the split.
         device: to compute on.
         label: for the progress bar.
+        outputs: those of the model are added to it.
 
     Raises:
         TrackerError: the model cannot take the inputs, or the task cannot score the outputs.
     """
     predict = _predictor(anchor, model, task, device)
+
+    def noted(inputs: Any) -> Tensor:
+        found = predict(inputs)
+        if outputs is not None:
+            outputs.add(found)
+        return found
+
     with torch.inference_mode():
-        return _shortest(task.evaluate(predict, _moved(batches, device, label)))
+        return _shortest(task.evaluate(noted, _moved(batches, device, label)))
 
 
 def evaluate_until(

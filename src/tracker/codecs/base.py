@@ -190,6 +190,11 @@ class Coder(Stage):
         """Whether it codes multiples of step sizes by dependent quantisation too, in the order of a tensor's values."""
         return False
 
+    @property
+    def uniform(self) -> float:
+        """The step size of uniform integers with as large an error, over the step sizes that it takes and tells of."""
+        return 1.0
+
     @abstractmethod
     def encode(self, tensors: Mapping[str, Tensor], folder: Path, model: Any, context: Context) -> list[TensorRecord]:
         """Write the files that the decoder reads.

@@ -111,6 +111,13 @@ class Nnc(NncOptions):
         }
 
     @property
+    def uniform(self) -> float:
+        """Of dependent quantisation, whose grid is the finer one."""
+        from tracker.rate_distortion.trellis import UNIFORM
+
+        return UNIFORM if self.use_dq and self.bitdepth is None and self.approx_method == "uniform" else 1.0
+
+    @property
     def dependent(self) -> bool:
         """Where it takes the trellis, and values in their own order."""
         return self.use_dq and self.scan_order == 0 and self.bitdepth is None and self.approx_method == "uniform"

@@ -24,6 +24,7 @@ from tracker.rate_distortion.embeddings import embeddings
 from tracker.rate_distortion.hooks import hooked
 from tracker.rate_distortion.inputs import Source, norms_of, one_batch
 from tracker.rate_distortion.moments import CONVOLUTIONS, TRANSPOSED, second_moments
+from tracker.rate_distortion.quantised import on_grid
 from tracker.rate_distortion.rounding import PRICES, following, on_path, rounded
 from tracker.rate_distortion.twin import in_pytorch
 
@@ -68,6 +69,7 @@ class Round(Trained):
         if self.dependent is True and not context.coder.dependent:
             raise TrackerError("codec.round.dependent=true needs nnc after it, with use_dq=true and scan_order=0")
         trellis = context.coder.dependent if self.dependent == "auto" else self.dependent
+        uniform = context.coder.uniform
         steps = {**context.coder.step_sizes(context.state(model)), **context.steps}
         network = full_precision(model, context.device)
         inputs = one_batch(self.inputs, context)
@@ -90,6 +92,8 @@ class Round(Trained):
             weight = by_outputs(module)
             if trellis and follows_rows(module) and SHORTEST <= math.prod(weight.shape[1:]) <= LARGEST:
                 dependent.add(name)
+            elif name in context.steps and uniform > 1:
+                steps[name] = on_grid(uniform * steps[name])
             weight.copy_(self.layer(module, weight, (before, given), steps[name], name in dependent))
 
         with torch.no_grad():

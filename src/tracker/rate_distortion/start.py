@@ -109,7 +109,7 @@ def by_trellis(name: str, context: Context) -> bool:
     """Whether a tensor's step size is one of dependent quantisation."""
     if name in context.exact:
         return name in context.dependent
-    return context.coder is not None and context.coder.dependent
+    return context.coder is not None and context.coder.uniform > 1
 
 
 def _bits(values: Mapping[str, Tensor], sizes: Mapping[str, float], dependent: Collection[str]) -> float:

@@ -22,6 +22,7 @@ from tracker.codecs.base import Coder, Context, Stage
 from tracker.codecs.records import Cost, Judged, TensorRecord, Transformed
 from tracker.errors import TrackerError
 from tracker.evaluation import cloned
+from tracker.tasks.chances import are_chances
 
 if TYPE_CHECKING:
     from tracker.frameworks.keras_torch import Twin
@@ -180,8 +181,7 @@ class Studio:
         with torch.no_grad():
             output = self.context.predict(twin, cloned(next(iter(self.context.calibration()))))
         assert self.context.classes is not None
-        sums = output.sum(self.context.classes)
-        return bool((output >= 0).all()) and bool(torch.isclose(sums, torch.ones_like(sums), atol=1e-3).all())
+        return are_chances(output, self.context.classes)
 
 
 class Renaming(Coder):
@@ -204,6 +204,11 @@ class Renaming(Coder):
     def step_sizes(self, tensors: Mapping[str, Tensor]) -> Mapping[str, float]:
         """See `Coder`."""
         return self._back(self._coder.step_sizes(self._out(tensors)))
+
+    @property
+    def uniform(self) -> float:
+        """See `Coder`."""
+        return self._coder.uniform
 
     def approximate(self, tensors: Mapping[str, Tensor], model: Any, context: Context) -> Mapping[str, Tensor] | None:
         """See `Coder`."""

@@ -104,7 +104,7 @@ class Judge:
     @cached_property
     def anchor(self) -> Evaluation:
         """The anchor's performance on it."""
-        return self.mixed.whole(self.model, "anchor on the search split")
+        return self.mixed.anchor(self.model, "anchor on the search split")
 
     @cached_property
     def follows(self) -> bool:

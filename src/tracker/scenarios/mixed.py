@@ -6,9 +6,10 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from tracker.data.base import Decoded, Samples
-from tracker.evaluation import Batches, evaluate, evaluate_until
+from tracker.evaluation import Batches, Outputs, evaluate, evaluate_until
 from tracker.scenarios.job import Job
 from tracker.tasks.base import Evaluation
 from tracker.tasks.rejection import Rejection
@@ -28,10 +29,21 @@ class Mixed:
         self.job, self.device = job, device
         self.order = np.random.default_rng(0).permutation(len(samples))
         self.batches = Batches(Decoded(self.order.tolist(), samples.__getitem__), job.anchor, job.task)
+        self.references: list[Tensor] | None = None
 
-    def whole(self, model: Any, label: str) -> Evaluation:
+    def anchor(self, model: Any, label: str) -> Evaluation:
+        """As `whole`, of the model that others are compared with: where the task asks for it, by their outputs."""
+        outputs = Outputs() if self.job.task.by_outputs else None
+        found = self.whole(model, label, outputs)
+        if outputs is None or outputs.batches is None or found.scores is None:
+            return found
+        self.references = outputs.batches
+        return dataclasses.replace(found, soft=found.scores[:, 0])
+
+    def whole(self, model: Any, label: str, outputs: Outputs | None = None) -> Evaluation:
         """A model's performance on all samples, with scores in the data set's order and no extras."""
-        return self._sorted(evaluate(self.job.anchor, model, self.job.task, self.batches, self.device, label))
+        job = self.job
+        return self._sorted(evaluate(job.anchor, model, job.task, self.batches, self.device, label, outputs))
 
     def evaluate(
         self,
@@ -56,6 +68,8 @@ class Mixed:
             As `whole`, or why that is not known.
         """
         task, scores = self.job.task, _deciding(anchor, soft)
+        if soft and self.references is not None:
+            return self._by_outputs(model, anchor, self.references, label)
         between = task.score_range
         if confidence is None or scores is None or between is None:  # nothing would end it, so no outputs are kept
             return self.whole(model, label)
@@ -73,6 +87,13 @@ class Mixed:
 
         found = evaluate_until(self.job.anchor, model, task, self.batches, self.device, label, enough)
         return rejection if found is None else self._sorted(found)
+
+    def _by_outputs(self, model: Any, anchor: Evaluation, references: list[Tensor], label: str) -> Evaluation:
+        outputs = Outputs()
+        found = self.whole(model, label, outputs)
+        assert anchor.scores is not None
+        soft = self.job.task.soft(anchor.scores[self.order], outputs.batches or (), references)
+        return dataclasses.replace(found, soft=self._in_order(soft))
 
     def _sorted(self, found: Evaluation) -> Evaluation:
         """With scores in the data set's order."""

@@ -31,7 +31,8 @@ class Evaluation:
             where the task has none.
         extras: further arrays with a row for each sample, which the task's own `pictures` need; they are not stored.
         soft: scores of a metric that follows the primary one more smoothly, in its unit and as the mean over samples,
-            shape (N,) float64: a search for a working point decides by it; None where there is none.
+            shape (N,) float64: a search for a working point decides by it; None where there is none, or where
+            `Task.soft` gives them.
     """
 
     metrics: dict[str, float]
@@ -54,6 +55,8 @@ class Task(Component):
     classes: ClassVar[int | None] = None
     # Whether only the likeliest class counts, so that other probabilities may change much before the metric does.
     by_choice: ClassVar[bool] = True
+    # Whether `soft` gives scores; outputs are kept for it.
+    by_outputs: ClassVar[bool] = False
 
     name: str
     split: Literal["report", "search", "all"] = "report"
@@ -108,6 +111,19 @@ class Task(Component):
         drop can no longer be small enough.
         """
         return None
+
+    def soft(self, scores: np.ndarray, outputs: Iterable[Tensor], references: Iterable[Tensor]) -> np.ndarray:
+        """See `Evaluation.soft`: from a model's distance to its anchor, for tasks with `by_outputs`.
+
+        Args:
+            scores: the anchor's, shape (N, K).
+            outputs: the model's, batch after batch.
+            references: the anchor's for the same inputs.
+
+        Returns:
+            Shape (N,); for the anchor itself its own scores.
+        """
+        raise NotImplementedError
 
     def agreement(self, output: Tensor, reference: Tensor) -> float:
         """How well a model's outputs agree with the anchor's for the same inputs; needs no labels.

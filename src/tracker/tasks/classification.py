@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tracker.errors import TrackerError
 from tracker.tasks.base import Evaluation, Task
+from tracker.tasks.chances import are_chances
 from tracker.tasks.pictures import Comparison, Pictures
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class Classification(Task):
         if logits.shape[1] >= 5:
             metrics["top5"] = accuracy(5)
         right = (logits.argmax(dim=1) == classes).double().unsqueeze(1)
-        chances = logits if _are_chances(logits) else logits.softmax(dim=1)
+        chances = logits if are_chances(logits) else logits.softmax(dim=1)
         missed = chances.double() - torch.nn.functional.one_hot(classes, logits.shape[1])
         soft = 1 - missed.square().sum(dim=1) / 2
         return Evaluation(metrics, right.numpy(), {"classes": classes.numpy()}, soft.numpy())
@@ -99,8 +100,3 @@ class Classification(Task):
             return Pictures()
         rows = changes(before[:, 0], after[:, 0], labels, comparison.class_names())
         return Pictures({"classes": lambda: by_class(rows, comparison.title)}, {"classes": rows})
-
-
-def _are_chances(outputs: Tensor) -> bool:
-    """Whether a model ends in a softmax, as many of Keras do."""
-    return bool((outputs >= 0).all() and ((outputs.sum(dim=1) - 1).abs() < 1e-3).all())
