@@ -32,7 +32,7 @@ from tracker.rate_distortion.distortion import sensitivities
 from tracker.rate_distortion.latent import Latent
 from tracker.rate_distortion.norms import plain_norms
 from tracker.rate_distortion.plan import Plan
-from tracker.rate_distortion.quantised import Quantised
+from tracker.rate_distortion.quantised import Quantised, on_grid
 from tracker.rate_distortion.rounds import Round, following
 from tracker.rate_distortion.start import CAREFUL, MANNERS, STRICT, start
 from tracker.rate_distortion.training import Training
@@ -260,7 +260,10 @@ def test_training_becomes_bolder_until_it_has_to_mend() -> None:
         mended = following(done((4, 0.0), (8, 0.1)), last, by_drop)
         assert mended.weight < 8 and not mended.bold and mended.finer == 1
         again = following(done((8, 0.1), (4, 0.1)), last, by_drop)
-        assert again.weight < 4 and not again.bold and again.finer < 1
+        assert again.weight < 4 and not again.bold and again.finer == 0.8
+    slightly = following(done((8, 0.006), (4, 0.0056)), False, by_drop)
+    assert slightly.finer == pytest.approx((0.005 / 0.0056) ** 0.5) and not slightly.bold
+    assert following(done((8, 0.1), (4, math.nan)), False, by_drop).finer == 0.8
     # 250 bytes at 4, and 125 at 8: bytes fall with lambda.
     by_bytes = dataclasses.replace(context, target=Target(0.005, 200))
     for last in (False, True):
@@ -351,6 +354,23 @@ def test_step_sizes_of_a_round_are_learned_or_stay_and_may_become_finer() -> Non
     assert latent.frozen
     assert latent.named_sizes()["w"] == float(latent.sizes()[0]) == pytest.approx(0.8 * step_size(-13, 2), rel=0.1)
     assert latent.named_sizes()["w"] < step_size(-13, 2)
+
+
+@pytest.mark.parametrize("finer", [0.98, 0.945, 0.8])
+def test_step_sizes_become_finer_on_the_whole_though_the_grid_is_coarse(finer: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.randint(1, 400, (60,), generator=generator).tolist()
+    values = {f"w{n}": torch.randn(count, generator=generator) for n, count in enumerate(counts)}
+    given = {name: step_size(-20 + n % 7, 2) for n, name in enumerate(values)}
+    latent = Latent(values, given, {})
+    latent.freeze()
+    latent.begin(False, finer)
+    sizes = latent.named_sizes()
+    ratios = {name: sizes[name] / given[name] for name in values}
+    assert all(size == on_grid(size) for size in sizes.values()) and latent.frozen
+    assert max(ratios.values()) <= 1 and min(ratios.values()) > 0.8 * finer
+    changed = sum(len(values[name]) * math.log(ratio) for name, ratio in ratios.items()) / sum(counts)
+    assert changed == pytest.approx(math.log(finer), abs=0.01)
 
 
 def test_what_was_killed_goes_on_where_it_was(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

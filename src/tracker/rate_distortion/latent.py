@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from tracker.rate_distortion.code_length import bits_of, code_lengths, quantised
-from tracker.rate_distortion.quantised import Quantised, allowed
+from tracker.rate_distortion.quantised import Quantised, allowed, on_grid
+
+NEXT = 0.12  # a bit more than half of the largest distance between step sizes on the grid, as a logarithm
 
 
 class Latent:
@@ -94,9 +96,17 @@ class Latent:
     def begin(self, learned: bool, finer: float) -> None:
         """Step sizes for a round of training, which learns them or not, after they have become finer."""
         if finer != 1:
-            self.set_steps({name: finer * size for name, size in self.named_sizes().items()})
-            self.freeze()
+            self.set_steps(self._finer(finer))
         self.logs.requires_grad_(learned)
+
+    def _finer(self, finer: float) -> dict[str, float]:
+        """Step sizes on the grid that are finer on the whole: what one tensor cannot be, the next one is."""
+        found, owed = {}, 0.0
+        for (name, size), count in zip(self.named_sizes().items(), self.counts, strict=True):
+            wanted = math.log(finer) + owed / max(count, 1)
+            found[name] = on_grid(size * math.exp(min(max(wanted, math.log(finer) - NEXT), 0.0)))
+            owed += count * (math.log(finer) - math.log(found[name] / size))
+        return found
 
     def refresh(self) -> None:
         """Count the integers anew: their code lengths are those of the rate from now on."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 FACTOR = 1.5  # by which lambda changes from round to round
-FINER = 0.8  # by which step sizes become smaller where too much is lost
+FINEST = 0.8  # by which step sizes become smaller from round to round, at most, where too much is lost
 
 
 @dataclass(eq=False)
@@ -194,6 +195,8 @@ def following(done: list[Round], last: bool, context: Context) -> Plan:
         return Plan(before.weight / FACTOR, False) if enough else Plan(before.weight * FACTOR, True)
     if before.good_enough(context):
         return Plan(before.weight, False) if last else Plan(before.weight * FACTOR, True)
-    # What one round of mending has not mended needs more bits.
+    # What one round of mending has not mended needs more bits: errors are as the square of step sizes.
     twice = len(done) > 1 and not done[-2].good_enough(context)
-    return Plan(before.weight / FACTOR, False, FINER if twice else 1.0)
+    lost, wanted = before.judged.bound, context.target.drop
+    finer = max(FINEST, math.sqrt(wanted / lost)) if lost > wanted else FINEST
+    return Plan(before.weight / FACTOR, False, finer if twice else 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,9 +13,11 @@ from tracker.rate_distortion.aim import Found, by_divergence, working_point
 from tracker.scenarios.draft import Draft, Workshop
 
 if TYPE_CHECKING:
+    from tracker.codecs.base import Context
     from tracker.settings import Aim
     from tracker.tracking.run import MetricsOnly, Run
 
+Through = Callable[[Codec], Draft]
 # Where training changes nearly all, it begins at a divergence from the anchor's classes of so many times the drop that
 # is wanted: drops of single networks are noisy, and it must begin neither too fine nor too coarse.
 BEGINS, LEAST = 6.0, 0.001
@@ -93,36 +96,47 @@ def aimed(codec: Codec, where: Pivot, draft: Draft, shop: Workshop, run: Run | M
             )
         return codec
 
-    def at(place: int) -> Codec:
-        return with_stage(codec, where.stage, places[place])
+    chain = [with_stage(codec, where.stage, place) for place in places]
 
     def through(changed: Codec) -> Draft:  # made for its figure and given up: models of all places would not fit
         return shop.through(changed, where.first, where.last, draft)
 
     context, begins = shop.context, where.last != codec.coder_name
     if begins and context.classes is not None and context.by_choice and context.framework == "pytorch":
-        measured = by_divergence(
-            len(places),
-            lambda place: shop.divergence(at(place), through(at(place))),
-            BEGINS * max(context.target.drop, LEAST),
-        )
-        run.log_table([{"place": place, "divergence": value} for place, value in measured.items()], "target.json")
-        chosen = list(measured)[-1]
+        chosen, rows = _of_divergence(chain, through, shop)
     else:
-        if begins:  # what only begins there needs a drop to begin with, whatever its target
-            context = replace(context, target=replace(context.target, bytes=None))
-        seen: dict[int, Found[Codec]] = {}
-        chosen = working_point(
-            len(places),
-            at,
-            lambda changed: shop.judge(changed, through(changed)),
-            lambda changed: shop.size(changed, through(changed)),
-            context,
-            seen,
-        ).place
-        run.log_table([_row(one) for one in seen.values()], "target.json")
+        # What only begins there needs a drop to begin with, whatever its target.
+        wanted = replace(context.target, bytes=None) if begins else context.target
+        chosen, rows = _of_target(chain, through, shop, replace(context, target=wanted))
+    run.log_table(rows, "target.json")
     run.log_metrics(places[chosen].found())
-    return at(chosen)
+    return chain[chosen]
+
+
+def _of_divergence(chain: list[Codec], through: Through, shop: Workshop) -> tuple[int, list[dict[str, Any]]]:
+    """The place from which training begins, and what was measured on the way."""
+    measured = by_divergence(
+        len(chain),
+        lambda place: shop.divergence(chain[place], through(chain[place])),
+        BEGINS * max(shop.context.target.drop, LEAST),
+    )
+    return list(measured)[-1], [{"place": place, "divergence": value} for place, value in measured.items()]
+
+
+def _of_target(
+    chain: list[Codec], through: Through, shop: Workshop, context: Context
+) -> tuple[int, list[dict[str, Any]]]:
+    """The place that meets the context's target, and those that were looked at."""
+    seen: dict[int, Found[Codec]] = {}
+    chosen = working_point(
+        len(chain),
+        chain.__getitem__,
+        lambda changed: shop.judge(changed, through(changed)),
+        lambda changed: shop.size(changed, through(changed)),
+        context,
+        seen,
+    )
+    return chosen.place, [_row(one) for one in seen.values()]
 
 
 def with_stage(codec: Codec, name: str, stage: Stage) -> Codec:
