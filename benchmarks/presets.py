@@ -1,7 +1,7 @@
 """The presets against NNC with one global qp, and against the other ways that a user has.
 
     python benchmarks/presets.py --data-root FOLDER [--anchor resnet20_cifar10] [--preset nnc_fast] [--seeds 1]
-    python benchmarks/presets.py --data-root FOLDER --others     # and int8, int4, fp16, AdaRound, opt_qp, sparsity
+    python benchmarks/presets.py --data-root FOLDER --others     # and int8, int4, fp16, AdaRound, pruning, opt_qp
     python benchmarks/presets.py --untuned [--anchor gpt2_sources]  # those of benchmarks/untuned
 
 The baseline is a scan of every qp: the smallest bitstream within the tolerance on the search split, measured on the
@@ -45,8 +45,10 @@ OTHERS = {
     "fp16": ["+codec=fp16"],
     "AdaRound 8 bits": ["+codec=[quantsim,zstd]", "codec.quantsim.bits=8", "codec.quantsim.rounding=adaround"],
     "AdaRound 4 bits": ["+codec=[quantsim,zstd]", "codec.quantsim.bits=4", "codec.quantsim.rounding=adaround"],
-    "sparsity 0.5": ["+codec=nnc", "codec.nnc.sparsity=0.5"],
-    "sparsity 0.7": ["+codec=nnc", "codec.nnc.sparsity=0.7"],
+    "pruned 0.5, zstd": ["+codec=[sparsify,zstd]", "codec.sparsify.sparsity=0.5"],
+    "pruned 0.8, zstd": ["+codec=[sparsify,zstd]", "codec.sparsify.sparsity=0.8"],
+    "nnc sparsity 0.5": ["+codec=nnc", "codec.nnc.sparsity=0.5"],
+    "nnc sparsity 0.7": ["+codec=nnc", "codec.nnc.sparsity=0.7"],
     "opt_qp": ["+codec=nnc", "codec.nnc.opt_qp=true"],
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import zstandard
+from conftest import Here, one_line, runs
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from nncodec import nn as nncodec_nn
@@ -33,8 +35,10 @@ from tracker.codecs.nnc import Nnc
 from tracker.codecs.nnc_arguments import escape, unescape
 from tracker.codecs.nnc_steps import step_size
 from tracker.codecs.nnc_units import NDU, split
+from tracker.codecs.sparsify import Sparsify
 from tracker.errors import TrackerError
 from tracker.frameworks.pytorch import FRAMEWORK as PYTORCH
+from tracker.frameworks.pytorch import state_tensors
 
 CONTEXT = Context(predict=lambda model, inputs: model(inputs), calibration=list, seed=0, device="cpu")
 QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -859,3 +863,53 @@ def test_slopes_change_the_qp_of_the_first_and_the_last_weights(tmp_path: Path) 
     assert steps == wanted
     own = Nnc(qp=-20, qp_early=-4, qp_per_tensor={"w0": -30})
     assert own.encode(tensors, tmp_path, nn.Module(), CONTEXT)[0].step_size == step_size(-30, 2)
+
+
+class Shared(nn.Module):
+    """A table that gives the scores too, a layer of other size, and a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.inner, self.norm = nn.Embedding(20, 8), nn.Linear(8, 8), nn.BatchNorm1d(8)
+        self.scores = nn.Linear(8, 20, bias=False)
+        self.scores.weight = self.words.weight
+
+
+@pytest.mark.parametrize("scope", ["model", "tensor"])
+def test_the_least_weights_become_zero(scope: str) -> None:
+    torch.manual_seed(0)
+    model = Shared()
+    nn.init.normal_(model.words.weight, std=3.0)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    own = dataclasses.replace(CONTEXT, state=state_tensors)
+    done = Sparsify(sparsity=0.4, scope=scope).apply(model, own)
+    after = done.state_dict()
+    assert done.scores.weight is done.words.weight
+    weights = {name: before[name] for name in ("words.weight", "inner.weight")}
+    every = torch.cat([weight.abs().flatten() for weight in weights.values()])
+    for name, weight in weights.items():
+        among = every if scope == "model" else weight.abs().flatten()
+        least = among.sort().values[round(0.4 * len(among)) - 1]
+        assert torch.equal(after[name], torch.where(weight.abs() <= least, 0, weight))
+    for name in before.keys() - weights.keys() - {"scores.weight"}:
+        assert torch.equal(after[name], before[name])
+
+
+def test_zeros_cost_little_behind_zstd(here: Here, tmp_path: Path) -> None:
+    for words in (["+codec=zstd"], ["+codec=[sparsify,zstd]", "codec.sparsify.sparsity=0.8"]):
+        assert here(*words).returncode == 0
+    sizes = [run.data.metrics["size/bitstream_bytes"] for run in runs(tmp_path, "compression")]
+    assert sizes[1] < 0.4 * sizes[0]
+    one_line(here("+codec=[sparsify,zstd]", "codec.sparsify.sparsity=1"), "codec.sparsify.sparsity")
+
+
+def test_weights_of_a_keras_model_become_zero(here: Here, tmp_path: Path) -> None:
+    pytest.importorskip("tensorflow")
+    words = ("anchor=keras_digits", "anchor.epochs=1", "+codec=[sparsify,zstd]")
+    assert here(*words, "codec.sparsify.sparsity=0.7").returncode == 0
+    (run,) = runs(tmp_path, "compression")
+    found = decode_bitstream(tmp_path / f"mlruns/artifacts/{run.info.run_id}/artifacts/bitstream")
+    weights = torch.cat([tensor.flatten() for tensor in found.values() if tensor.ndim > 1])
+    assert float((weights == 0).float().mean()) == pytest.approx(0.7, abs=0.001)
+    others = torch.cat([tensor.flatten() for name, tensor in found.items() if "variance" in name])
+    assert len(others) and (others > 0).all()
