@@ -8,7 +8,7 @@ The baseline is a scan of every qp: the smallest bitstream within the tolerance 
 report split. The presets choose by the same rule, which asks that the drop is likely to be within it on other samples
 too; with --as-measured a scan that takes the drop on the search split as it is has a line as well. Must hold, as size
 over the baseline's: see LIMITS, and a tenth more on anchors that nobody tuned for; and sizes of several seeds within
-5 % of each other.
+5 % of each other; with --others, that no other transparent way is as small as any preset.
 Prints a Markdown table; with --others also a plot for each anchor, presets-ANCHOR.png in the current folder: rate
 against drop. The runs go to the tracking store as usual.
 """
@@ -136,7 +136,20 @@ def measured(anchor: str, chosen: argparse.Namespace) -> bool:
             print(row(anchor, label, found, size, None)[0], flush=True)
     if chosen.others:
         plotted(anchor, points)
+        well = well and smallest(points)
     return well
+
+
+def smallest(points: dict[str, list[Any]]) -> bool:
+    """Whether no other way gives a transparent model that is as small as those of the presets."""
+    sizes = [
+        (label.startswith("nnc_"), run.data.metrics["size/bitstream_bytes"])
+        for label, found in points.items()
+        for run in found
+        if run.data.tags["tracker.transparent"] == "true"
+    ]
+    ours, others = ([size for preset, size in sizes if preset is which] for which in (True, False))
+    return max(ours, default=0) < min(others, default=float("inf"))
 
 
 def main() -> None:
