@@ -32,13 +32,14 @@ from tracker.codecs.external import External
 from tracker.codecs.floats import Bf16, Fp16, Zstd
 from tracker.codecs.integers import Int4, Int8
 from tracker.codecs.nnc import Nnc
-from tracker.codecs.nnc_arguments import escape, unescape
+from tracker.codecs.nnc_arguments import escape, keywords, unescape
 from tracker.codecs.nnc_steps import step_size
 from tracker.codecs.nnc_units import NDU, split
 from tracker.codecs.sparsify import Sparsify
 from tracker.errors import TrackerError
 from tracker.frameworks.pytorch import FRAMEWORK as PYTORCH
 from tracker.frameworks.pytorch import state_tensors
+from tracker.rate_distortion.norms import plain_norms
 
 CONTEXT = Context(predict=lambda model, inputs: model(inputs), calibration=list, seed=0, device="cpu")
 QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -459,6 +460,66 @@ def test_folding_makes_the_bitstream_smaller(tmp_path: Path) -> None:
     plain, _ = through_bitstream(Nnc(), model.state_dict(), tmp_path, model)
     folded, _ = through_bitstream(Nnc(bnf=True), model.state_dict(), tmp_path, model)
     assert (folded / "model.nnc").stat().st_size < (plain / "model.nnc").stat().st_size
+
+
+def folding() -> nn.Module:
+    """A convolution without and one with a bias before a normalisation, and a layer alone."""
+    torch.manual_seed(0)
+    first = (nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+    return trained(nn.Sequential(*first, nn.Conv2d(8, 6, 3), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(96, 5)))
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dq": False, "qp": -20}, {"nonweight_qp": -30, "opt_qp": True}])
+def test_folding_gives_the_bytes_of_nncodecs_own(options: dict[str, Any], tmp_path: Path) -> None:
+    model, coder = folding(), Nnc(bnf=True, **options)
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if tensor.ndim}
+    coder.encode(tensors, tmp_path, model, CONTEXT)
+    kinds = {"running_mean": "bn.mean", "running_var": "bn.var"}
+    arrays, types, blocks = {}, {}, dict[str, str | None]()
+    for name, tensor in tensors.items():
+        layer, part = name.split(".")
+        arrays[escape(name)] = tensor.numpy()
+        norm = {"weight": "bn.gamma", "bias": "bn.beta", **kinds}[part]
+        alone = "weight" if part == "weight" else "unspecified"
+        types[escape(name)] = norm if layer in "14" else part if layer in "03" else alone
+        blocks[escape(name)] = None if layer == "6" else f"block{int(layer) // 3}"
+    words = keywords(arrays, set(arrays), coder, CONTEXT)
+    tables = {"block_identifier": blocks, "parameter_type": types}
+    coded = nncodec.compress(
+        arrays, bitstream_path=None, return_bitstream=True, bnf=True, block_id_and_param_type=tables, **words
+    )
+    assert (tmp_path / "model.nnc").read_bytes() == bytes(coded)
+
+
+def test_scales_and_shifts_have_the_step_sizes_that_were_chosen_for_the_norm(tmp_path: Path) -> None:
+    model = folding()
+    plain_norms(model)
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if tensor.ndim}
+    qps = {"0.weight": -18, "1.weight": -21, "1.bias": -13, "3.bias": -20, "4.weight": -16, "4.bias": -24}
+    chosen = {name: step_size(qp, 2) for name, qp in qps.items()}
+    exact = ["0.weight", "1.weight", "1.bias"]
+    for name in exact:
+        tensors[name].copy_((tensors[name] / chosen[name]).round() * chosen[name])
+    own = dataclasses.replace(CONTEXT, steps=chosen, exact=exact)
+    sizes = []
+    for given in (CONTEXT, own):
+        Nnc(bnf=True, use_dq=False).encode(tensors, tmp_path, model, given)
+        sizes.append((tmp_path / "model.nnc").stat().st_size)
+    assert sizes[1] < sizes[0] - 30
+    coded = bytearray((tmp_path / "model.nnc").read_bytes())
+    found = nncodec.decompress(coded, verbose=False, reconstruct_lsa=False)
+    wanted = {
+        "0.weight_scaling": "1.weight",
+        "0.weight.bias": "1.bias",
+        "3.weight_scaling": "4.weight",
+        "3.bias": "4.bias",
+    }
+    for name, of in wanted.items():
+        multiples = found[name] / chosen[of]
+        assert np.allclose(multiples, multiples.round(), atol=1e-3), name
+        shift = 0 if name != "3.bias" else tensors["3.bias"] * tensors["4.weight"]
+        assert float(np.abs(found[name] - (tensors[of] + shift).numpy()).max()) <= 0.51 * chosen[of]
+    assert torch.equal(torch.from_numpy(found["0.weight.bias"]), tensors["1.bias"])
 
 
 def test_folding_needs_a_model_that_can_be_traced(tmp_path: Path) -> None:

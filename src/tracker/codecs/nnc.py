@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tracker.codecs import nnc_steps
 from tracker.codecs.base import Context
-from tracker.codecs.nnc_arguments import arrays_of, escape, exact_of, keywords, steps_of, unescape
+from tracker.codecs.nnc_arguments import arrays_of, escape, exact_of, keywords, steps_of, unescape, with_folded
 from tracker.codecs.nnc_options import NncOptions
 from tracker.codecs.records import Cost, Entry, TensorRecord
 from tracker.errors import TrackerError
@@ -145,10 +145,12 @@ class Nnc(NncOptions):
 
         arrays, quantised = arrays_of(tensors, self)
         pairs = self._pairs(model, {unescape(name) for name in quantised}, context)
-        blocks = nnc_fold.blocks(pairs, arrays, escape) if pairs else None
+        folded = nnc_fold.folded(pairs, arrays, escape) if pairs else None
         with nnc_units.told_in_one_line():
             options = keywords(arrays, quantised, self, context)
-            coded, sizes, clipped = nnc_units.encode_units(arrays, blocks, options, exact_of(context))
+            if folded is not None:
+                options["qp_per_tensor"] = with_folded(options["qp_per_tensor"], folded.step_of, context)
+            coded, sizes, clipped = nnc_units.encode_units(arrays, folded, options, exact_of(context))
         (folder / FILE).write_bytes(coded)
         if pairs:
             nnc_fold.write(pairs, folder)
@@ -158,7 +160,7 @@ class Nnc(NncOptions):
             options["nonweight_qp"],
             {**(options["qp_per_tensor"] or {}), **clipped},
         )
-        return self._records(arrays, sizes, steps, blocks)
+        return self._records(arrays, sizes, steps, {escape(name) for pair in pairs for name in pair.members})
 
     def _pairs(self, model: Any, names: set[str], context: Context) -> list[Pair]:
         """Layers and normalisations that are folded."""
@@ -215,16 +217,15 @@ class Nnc(NncOptions):
         arrays: Mapping[str, np.ndarray],
         sizes: Mapping[str, int],
         steps: nnc_steps.Steps,
-        blocks: Mapping[str, Any] | None,
+        folded: set[str],
     ) -> list[TensorRecord]:
         """Step size and size of each tensor; a block's size is told with its weight."""
-        block_of = blocks["block_identifier"] if blocks else {}
         uniform = self.bitdepth is None and self.approx_method == "uniform"
         records = []
         for name, array in arrays.items():
             plain = uniform and array.dtype.kind == "f"
             qp = steps.of(name, array.ndim > 1)
-            folded = block_of.get(name) is not None
-            step = nnc_steps.step_size(qp, steps.density) if plain and not (folded and array.ndim == 1) else None
-            records.append(TensorRecord(unescape(name), step, sizes.get(name), comparable=not folded))
+            alone = name not in folded
+            step = nnc_steps.step_size(qp, steps.density) if plain and (alone or array.ndim > 1) else None
+            records.append(TensorRecord(unescape(name), step, sizes.get(name), comparable=alone))
         return records

@@ -86,6 +86,15 @@ def exact_of(context: Context) -> dict[str, dict[str, Any]]:
     }
 
 
+def with_folded(
+    qps: Mapping[str, int] | None, step_of: Mapping[str, Sequence[str]], context: Context
+) -> dict[str, int] | None:
+    """The qps of single tensors, and of scales and shifts where stages before have chosen their step sizes."""
+    chosen = {escape(name) for name in context.steps}
+    own = {name: min(qps[one] for one in of) for name, of in step_of.items() if qps and chosen.issuperset(of)}
+    return {**(qps or {}), **own} or None
+
+
 def steps_of(weights: Sequence[str], options: NncOptions, given: Mapping[str, float] | None = None) -> nnc_steps.Steps:
     """The qps, by escaped name; step sizes that a stage before has given come first."""
     own = {escape(name): qp for name, qp in options.qp_per_tensor.items()}

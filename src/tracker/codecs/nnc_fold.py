@@ -1,7 +1,7 @@
 """BatchNorm folding, a parameter reduction of NNC (ISO/IEC 15938-17): four vectors become a scale and a bias.
 
-NNCodec does the folding. It needs to know which normalisation follows which layer, and its decoder leaves it to the
-caller to put scales and biases back into an architecture with normalisation; both are done here.
+NNCodec can do the folding, but then all scales and shifts have one step size. Its decoder leaves it to the caller to
+put them back into an architecture with normalisation.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FILE = "fold.zst"
 LARGEST = 1 << 24
-NNCODEC_EPS = 1e-5  # what nncodec's fold_bn adds to the variance, whatever the model does
+NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
 
 
 class Pair(NamedTuple):
@@ -29,6 +29,11 @@ class Pair(NamedTuple):
     layer: str
     norm: str
     eps: float
+
+    @property
+    def members(self) -> set[str]:
+        """Their tensors; the layer need not have a bias."""
+        return {f"{self.layer}.weight", f"{self.layer}.bias", *(f"{self.norm}.{part}" for part in NORM_PARTS)}
 
 
 def foldable(model: torch.nn.Module, names: set[str]) -> list[Pair]:
@@ -71,28 +76,62 @@ def foldable(model: torch.nn.Module, names: set[str]) -> list[Pair]:
         # On (N, C, L) a normalisation after a linear layer works on C, and the layer's outputs are L.
         if len(layer.weight) != norm.num_features:
             continue
-        members = {f"{before.target}.weight", *(f"{node.target}.{part}" for part in NORM_PARTS)}
-        if members <= names and not shared & {*members, f"{before.target}.bias"}:
-            pairs.append(Pair(str(before.target), str(node.target), norm.eps))
+        pair = Pair(str(before.target), str(node.target), norm.eps)
+        if pair.members - {f"{pair.layer}.bias"} <= names and not shared & pair.members:
+            pairs.append(pair)
     return pairs
 
 
-NORM_PARTS = {"weight": "bn.gamma", "bias": "bn.beta", "running_mean": "bn.mean", "running_var": "bn.var"}
+class Folded(NamedTuple):
+    """What is coded in place of layers and their normalisations.
+
+    Attributes:
+        arrays: with a scale and a shift behind each layer's weight, and without what these make up for.
+        blocks: NNCodec's ``block_id_and_param_type``.
+        numbers: those that the tensors have in the model before.
+        step_of: of which tensors a scale or a shift has the finest step size, where it is these.
+    """
+
+    arrays: dict[str, np.ndarray]
+    blocks: dict[str, Any]
+    numbers: dict[str, int]
+    step_of: dict[str, tuple[str, ...]]
 
 
-def blocks(pairs: list[Pair], arrays: dict[str, np.ndarray], escape: Callable[[str], str]) -> dict[str, Any]:
-    """NNCodec's ``block_id_and_param_type`` for the pairs; variances take the model's own epsilon in."""
+def folded(pairs: list[Pair], arrays: Mapping[str, np.ndarray], escape: Callable[[str], str]) -> Folded:
+    """Normalisations as scales and shifts, as NNCodec's own ``bnf`` writes them, which knows but one epsilon.
+
+    Args:
+        pairs: see `foldable`.
+        arrays: by escaped name.
+        escape: from a tensor's name to that.
+    """
+    import numpy as np
+
+    found, block_of, step_of = dict(arrays), dict[str, str | None](), dict[str, tuple[str, ...]]()
+    numbers = {name: number for number, name in enumerate(arrays)}
     types = {name: "weight" if array.ndim > 1 else "unspecified" for name, array in arrays.items()}
-    block_of: dict[str, str | None] = dict.fromkeys(arrays)
     for number, pair in enumerate(pairs):
-        members = {f"{pair.layer}.weight": "weight", f"{pair.layer}.bias": "bias"}
-        members |= {f"{pair.norm}.{part}": kind for part, kind in NORM_PARTS.items()}
-        for name, kind in members.items():
-            if escape(name) in arrays:
-                types[escape(name)], block_of[escape(name)] = kind, f"block{number}"
-        variance = escape(f"{pair.norm}.running_var")
-        arrays[variance] = arrays[variance] + (pair.eps - NNCODEC_EPS)
-    return {"block_identifier": block_of, "parameter_type": types}
+        weight, bias = escape(f"{pair.layer}.weight"), escape(f"{pair.layer}.bias")
+        names = [escape(f"{pair.norm}.{part}") for part in NORM_PARTS]
+        gamma, beta, mean, variance = (found.pop(name) for name in names)
+        scale, shift = f"{weight}_scaling", bias if bias in arrays else f"{weight}.bias"
+        found[scale] = gamma / np.sqrt(variance + np.float32(pair.eps))
+        found[shift] = (found.get(shift, np.float32(0)) - mean) * found[scale] + beta
+        numbers |= {scale: numbers[names[0]], shift: numbers.get(shift, numbers[names[1]])}
+        for name, kind in ((weight, "weight"), (scale, "weight.ls"), (shift, "bias")):
+            types[name], block_of[name] = kind, f"block{number}"
+        if not mean.any() and np.allclose(variance, 1, atol=1e-4):
+            step_of |= {scale: (names[0],), shift: (names[1], bias) if bias in arrays else (names[1],)}
+    return Folded(
+        found,
+        {
+            "block_identifier": {name: block_of.get(name) for name in found},
+            "parameter_type": {name: types[name] for name in found},
+        },
+        numbers,
+        step_of,
+    )
 
 
 def write(pairs: list[Pair], folder: Path) -> None:

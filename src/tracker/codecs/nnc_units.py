@@ -22,6 +22,8 @@ from tracker.memory import physical_bytes
 if TYPE_CHECKING:
     import numpy as np
 
+    from tracker.codecs.nnc_fold import Folded
+
 log = logging.getLogger(__name__)
 CLIPPED = re.compile(r"INFO: QP for (.*) has been clipped from -?\d+ to (-?\d+) ")
 NDU = 5  # nnr_unit_type of a compressed data unit
@@ -32,7 +34,7 @@ ELEMENTS, BYTES = 1 << 22, 1 << 22
 
 def encode_units(
     arrays: Mapping[str, np.ndarray],
-    blocks: Mapping[str, Any] | None,
+    folded: Folded | None,
     options: Mapping[str, Any],
     exact: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[bytes, dict[str, int], dict[str, int]]:
@@ -40,7 +42,7 @@ def encode_units(
 
     Args:
         arrays: float32, by name.
-        blocks: NNCodec's ``block_id_and_param_type`` where BatchNorm is folded.
+        folded: what is coded in their place where BatchNorm is folded.
         options: keyword arguments of ``nncodec.nnc.compress``.
         exact: other options for tensors (of a block: its weight) that are coded without loss, as multiples of their
             step sizes.
@@ -50,6 +52,9 @@ def encode_units(
         that NNCodec raised to keep integers within 32 bits.
     """
     numbers = {name: number for number, name in enumerate(arrays)}
+    blocks = None
+    if folded is not None:
+        arrays, blocks, numbers = folded.arrays, folded.blocks, folded.numbers
     parts = groups(arrays, blocks)
 
     def task(name: str) -> tuple[Any, ...]:
