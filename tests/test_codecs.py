@@ -502,19 +502,14 @@ def test_scales_and_shifts_have_the_step_sizes_that_were_chosen_for_the_norm(tmp
         tensors[name].copy_((tensors[name] / chosen[name]).round() * chosen[name])
     own = dataclasses.replace(CONTEXT, steps=chosen, exact=exact)
     sizes = []
-    for given in (CONTEXT, own):
-        Nnc(bnf=True, use_dq=False).encode(tensors, tmp_path, model, given)
+    for context in (CONTEXT, own):
+        Nnc(bnf=True, use_dq=False).encode(tensors, tmp_path, model, context)
         sizes.append((tmp_path / "model.nnc").stat().st_size)
     assert sizes[1] < sizes[0] - 30
     coded = bytearray((tmp_path / "model.nnc").read_bytes())
     found = nncodec.decompress(coded, verbose=False, reconstruct_lsa=False)
-    wanted = {
-        "0.weight_scaling": "1.weight",
-        "0.weight.bias": "1.bias",
-        "3.weight_scaling": "4.weight",
-        "3.bias": "4.bias",
-    }
-    for name, of in wanted.items():
+    scales = {"0.weight_scaling": "1.weight", "3.weight_scaling": "4.weight"}
+    for name, of in {**scales, "0.weight.bias": "1.bias", "3.bias": "4.bias"}.items():
         multiples = found[name] / chosen[of]
         assert np.allclose(multiples, multiples.round(), atol=1e-3), name
         shift = 0 if name != "3.bias" else tensors["3.bias"] * tensors["4.weight"]
