@@ -373,6 +373,22 @@ def test_step_sizes_become_finer_on_the_whole_though_the_grid_is_coarse(finer: f
     assert changed == pytest.approx(math.log(finer), abs=0.01)
 
 
+def test_norms_and_biases_are_trained_on_coarser_steps_where_training_is_bold() -> None:
+    values, fine = {"w": torch.randn(8, 8), "b": torch.randn(8)}, step_size(-20, 2)
+    latent = Latent(values, {"w": step_size(-13, 2)}, {"b": fine})
+    latent.coarsen(4.0)
+    found = latent.snapshot()
+    assert found.steps["b"] == 4 * fine == step_size(-12, 2)
+    assert torch.equal(found.values["b"], (values["b"] / (4 * fine)).round() * 4 * fine)
+    model, context = linear()
+    model[0].bias = nn.Parameter(torch.randn(4))
+    context = dataclasses.replace(context, steps={"0.weight": 0.1, "0.bias": fine})
+    for exact, times in (((), MANNERS["mse"].vectors), (("0.weight",), CAREFUL.vectors)):
+        own = dataclasses.replace(context, exact=exact)
+        training = Training(Distill(loss="mse"), copy.deepcopy(model), model, own)
+        assert training.latent.fine["0.bias"] == times * fine
+
+
 def test_what_was_killed_goes_on_where_it_was(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int] = []
     plain = Training._step

@@ -42,7 +42,7 @@ class Latent:
         self.weights, self.counts = self._joined(parameters, list(sizes))
         self.vectors, self.vector_counts = self._joined(parameters, list(fine))
         self.rows = self._each(torch.arange(len(sizes), device=self.device), self.counts)
-        self.fine_each = self._each(torch.tensor(list(fine.values()), device=self.device), self.vector_counts)
+        self.coarsen(1.0)
         self.logs = torch.zeros(len(sizes), device=self.device, requires_grad=True)
         self.lengths: Tensor | None = None
         self.set_steps(sizes)
@@ -60,6 +60,12 @@ class Latent:
         """Which of the weights are those of some tensors: bool, shape (weights,)."""
         own = torch.tensor([name in names for name in self.given], dtype=torch.bool, device=self.device)
         return self._each(own, self.counts).bool().clone()
+
+    def coarsen(self, times: float) -> None:
+        """Larger step sizes of norms and biases."""
+        if times != 1:
+            self.fine = {name: on_grid(times * size) for name, size in self.fine.items()}
+        self.fine_each = self._each(torch.tensor(list(self.fine.values()), device=self.device), self.vector_counts)
 
     def set_values(self, parameters: Mapping[str, Tensor]) -> None:
         """Values of the weights, the norms and the biases."""

@@ -29,22 +29,25 @@ class Manner(NamedTuple):
         weight: the first lambda, over the distortion of what it is given.
         learning_rate: of weights.
         frozen: the share of a round after which step sizes stay where they are, on the grid.
+        vectors: the step sizes of norms and biases, over those that it is given; they stay. Bits cost more here than
+            where they were chosen, by about the square of this.
     """
 
     coarser: float
     weight: float
     learning_rate: float
     frozen: float
+    vectors: float
 
 
 # Classes stay the same under far more divergence, once it is trained to do no harm; so do squared errors that come from
 # weights which nothing before training has made better than rounding to the nearest does.
-MANNERS = {"kl": Manner(2.0, 10.0, 1.5e-3, 0.7), "mse": Manner(2.0, 8.0, 3e-3, 0.7)}
+MANNERS = {"kl": Manner(2.0, 10.0, 1.5e-3, 0.7, 4.0), "mse": Manner(2.0, 8.0, 3e-3, 0.7, 4.0)}
 # Where all probabilities count, as in perplexity, training can undo divergence, but no more may be left of it.
-STRICT = Manner(1.5, 2.0, 1.5e-3, 0.7)
+STRICT = Manner(1.5, 2.0, 1.5e-3, 0.7, 2.0)
 # Where integers were chosen by squared errors, they suffer from every change, and to get steps on the grid changes all
 # weights of a layer by some percent. With 6 dB for each bit, lambda is 2 ln 2 times the distortion that it leads to.
-CAREFUL = Manner(1.0, 1.4, 2e-4, 0.0)
+CAREFUL = Manner(1.0, 1.4, 2e-4, 0.0, 1.0)
 
 
 class Start(NamedTuple):

@@ -93,6 +93,7 @@ class Training:
         self.distance = Distortion.fitting(context, output, options.loss, temperature)
         rate = options.learning_rate
         self.manner = manner(self.distance.kind, self.latent, context)
+        self.latent.coarsen(self.manner.vectors)
         self.learning_rate = self.manner.learning_rate if rate == "auto" else rate
         self.shifted = isinstance(first, Tensor) and first.ndim == 4 and not crop and self.distance.kind == "kl"
         self.flipped = self.shifted and self._agrees_mirrored(first, output)
