@@ -29,13 +29,14 @@ PACKAGES = ("matplotlib", "mlflow", "networkx", "numpy", "pandas", "scipy", "skl
 IMPORT = re.compile(
     rb"^[ \t]*(?:from[ \t]+([\w.]+)[ \t]+import[ \t]+(\([^)]*\)|[^\n#;(]+)|import[ \t]+([^\n#;]+))", re.M
 )
+HELD = 2  # of each user's imports, none of which is learned: fewer leave an AUC too noisy to tell 0.002
 CANDIDATES = 100  # of which one is the module's own import, and the others are drawn from what it does not import
 OWN = 20  # of a user's imports among the candidates that are shown for training, on the average
 SHARES = {"calibration": (0.0, 0.1), "search": (0.1, 0.55), "report": (0.55, 1.0), "all": (0.1, 1.0)}
 
 
 class Imports(Data):
-    """For each module ("user") one of its imports ("items") that was held out, among others that it does not have."""
+    """For each module ("user") imports ("items") that were held out, each among others that it does not have."""
 
     name: str = "imports"
     users: int = Field(default=5000, ge=10, description="those with the most imports")
@@ -48,10 +49,12 @@ class Imports(Data):
         # Users were counted by their imports: the order is mixed, so that splits are alike.
         chosen = torch.randperm(self.users, generator=torch.Generator().manual_seed(0))[first:last].tolist()
 
-        def sample(user: int) -> tuple[dict[str, Tensor], int]:
-            return {"user": torch.tensor(user), "items": table["candidates"][user]}, int(table["places"][user])
+        def sample(place: int) -> tuple[dict[str, Tensor], int]:
+            user, held = divmod(place, HELD)
+            items, own = table["candidates"][user, held], table["places"][user, held]
+            return {"user": torch.tensor(user), "items": items}, int(own)
 
-        return Decoded(chosen, sample)
+        return Decoded([HELD * user + held for user in chosen for held in range(HELD)], sample)
 
     def training(self) -> Samples:
         """As `samples`, of all users: imports that were not held out, among others; the place is not told."""
@@ -113,7 +116,9 @@ class Recommender(Anchor):
     def weights(self) -> Mapping[str, Tensor]:
         """From the cache, or after training (a minute)."""
         sizes = (self.users, self.items, self.width, self.steps, self.batch, self.negatives, self.rate, self.seed)
-        return cached_tensors("untuned-recommender-" + "-".join(map(str, sizes)) + "-" + versions(), self._train)
+        return cached_tensors(
+            f"untuned-recommender-{HELD}-" + "-".join(map(str, sizes)) + "-" + versions(), self._train
+        )
 
     def _train(self) -> Mapping[str, Tensor]:
         pairs = held_out(self.users, self.items)["training"]
@@ -147,8 +152,8 @@ def ranking(predict: Any, batches: Iterable[tuple[Any, Tensor]], top: int = 10) 
 
 @functools.cache
 def held_out(users: int, items: int) -> Mapping[str, Tensor]:
-    """Pairs to train on (N, 2), and of each user the candidates (users, 100) and the place of its held-out import."""
-    return cached_tensors(f"untuned-imports-{users}-{items}-{versions()}", lambda: _held_out(users, items))
+    """Pairs to train on (N, 2), and of each user and each import held out: candidates (users, `HELD`, 100), its place."""
+    return cached_tensors(f"untuned-imports-{HELD}-{users}-{items}-{versions()}", lambda: _held_out(users, items))
 
 
 def versions() -> str:
@@ -169,16 +174,16 @@ def _held_out(users: int, items: int) -> dict[str, Tensor]:
     draw = np.random.default_rng(0)
     pairs, candidates, places = [], [], []
     for user, row in enumerate(most):
-        held = row[draw.integers(len(row))]
-        pairs += [(user, item) for item in row if item != held]
-        others = draw.choice(np.setdiff1d(np.arange(items), row), CANDIDATES - 1, replace=False)
-        place = int(draw.integers(CANDIDATES))
-        candidates.append(np.insert(others, place, held))
-        places.append(place)
+        held = draw.choice(row, HELD, replace=False)
+        pairs += [(user, item) for item in row if item not in held]
+        others = [draw.choice(np.setdiff1d(np.arange(items), row), CANDIDATES - 1, replace=False) for _ in held]
+        own = draw.integers(CANDIDATES, size=HELD)
+        candidates.append([np.insert(*of) for of in zip(others, own, held, strict=True)])
+        places.append(own)
     return {
         "training": torch.tensor(pairs),
         "candidates": torch.from_numpy(np.stack(candidates)),
-        "places": torch.tensor(places),
+        "places": torch.from_numpy(np.stack(places)),
     }
 
 
