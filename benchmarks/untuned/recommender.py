@@ -116,9 +116,7 @@ class Recommender(Anchor):
     def weights(self) -> Mapping[str, Tensor]:
         """From the cache, or after training (a minute)."""
         sizes = (self.users, self.items, self.width, self.steps, self.batch, self.negatives, self.rate, self.seed)
-        return cached_tensors(
-            f"untuned-recommender-{HELD}-" + "-".join(map(str, sizes)) + "-" + versions(), self._train
-        )
+        return cached_tensors("-".join(map(str, ("untuned-recommender", HELD, *sizes, versions()))), self._train)
 
     def _train(self) -> Mapping[str, Tensor]:
         pairs = held_out(self.users, self.items)["training"]
@@ -152,7 +150,7 @@ def ranking(predict: Any, batches: Iterable[tuple[Any, Tensor]], top: int = 10) 
 
 @functools.cache
 def held_out(users: int, items: int) -> Mapping[str, Tensor]:
-    """Pairs to train on (N, 2), and of each user and each import held out: candidates (users, `HELD`, 100), its place."""
+    """Pairs to train on (N, 2), and for each user and import held out: candidates (users, `HELD`, 100), its place."""
     return cached_tensors(f"untuned-imports-{HELD}-{users}-{items}-{versions()}", lambda: _held_out(users, items))
 
 
