@@ -26,6 +26,7 @@ from tracker.codecs.nnc_steps import nearest_qp, step_size
 from tracker.codecs.records import Judged, Target
 from tracker.errors import TrackerError
 from tracker.frameworks.pytorch import FRAMEWORK
+from tracker.rate_distortion import start as start_module
 from tracker.rate_distortion import training
 from tracker.rate_distortion.code_length import bits_of, code_lengths, quantised
 from tracker.rate_distortion.distortion import sensitivities
@@ -37,6 +38,7 @@ from tracker.rate_distortion.rounds import Round, following
 from tracker.rate_distortion.start import CAREFUL, MANNERS, STRICT, start
 from tracker.rate_distortion.training import Training
 from tracker.rate_distortion.trellis import UNIFORM
+from tracker.scenarios import aiming
 from tracker.scenarios.aiming import pivot
 from tracker.scenarios.draft import Draft, Workshop
 from tracker.settings import Aim
@@ -256,6 +258,8 @@ def test_training_becomes_bolder_until_it_has_to_mend() -> None:
     bolder = following(done((4, 0.0)), False, by_drop)
     assert bolder.weight > 4 and bolder.bold
     assert following(done((4, 0.0)), True, by_drop) == Plan(4, False)  # nothing is left to mend it
+    strict = dataclasses.replace(by_drop, by_choice=False)
+    assert following(done((4, 0.0)), True, strict) == bolder
     for last in (False, True):
         mended = following(done((4, 0.0), (8, 0.1)), last, by_drop)
         assert mended.weight < 8 and not mended.bold and mended.finer == 1
@@ -466,6 +470,31 @@ def test_nnc_codes_multiples_of_given_steps_as_they_are(tmp_path: Path) -> None:
 def test_chains_that_would_lose_its_work_are_refused(stages: dict, reason: str) -> None:
     with pytest.raises(TrackerError, match=reason):
         build_codec(stages)
+
+
+@pytest.mark.parametrize("kind", ["kl", "strict"])
+def test_where_bold_training_loses_all_it_is_begun_once_more_with_care(
+    kind: str, here: Here, ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And where even that fails, what came to it is coded, which is within the target."""
+    monkeypatch.setattr(aiming, "BEGINS", 100.0)
+    monkeypatch.setitem(MANNERS, "kl", MANNERS["kl"]._replace(weight=1e5))
+    if kind == "strict":
+        monkeypatch.setattr(start_module, "STRICT", STRICT._replace(weight=1e5))
+    done = here("+codec=nnc_calibrated", *WORDS, "codec.distill.rounds=1", "task.split=search")
+    assert done.returncode == 0 and "once more" in done.stdout, done.stdout
+    assert "nothing is within" not in done.stdout + done.stderr
+    (run,) = runs(ready, "compression")
+    assert run.data.metrics["distill/search_drop"] <= 0.005 + 1e-9
+    # What decides is what is decoded in the end, with its norms and biases.
+    assert run.data.metrics["performance/drop"] == pytest.approx(run.data.metrics["distill/search_drop"], abs=0.0026)
+    assert (run.data.metrics["distill/round"] == 0) is (kind == "strict")
+    artifacts = ready / "mlruns" / "artifacts" / run.info.run_id / "artifacts"
+    stages = json.loads((artifacts / "stages.json").read_text())
+    assert [row[0] for row in stages["data"]] == ["allocate", "round", "correct", "distill", "nnc"]
+    places = json.loads((artifacts / "target.json").read_text())
+    assert "likely below" in places["columns"]  # of the second search
+    assert run.data.metrics["size/bitstream_bytes"] < 0.25 * run.data.metrics["size/anchor_bytes"]
 
 
 @pytest.mark.slow

@@ -50,7 +50,7 @@ class Correct(Trained):
         unchanged = Transformed(model, steps=context.steps, exact=context.exact, dependent=context.dependent)
         if self.inputs == "synthetic" and not norms_of(context.anchor):
             return unchanged  # noise shows nothing of the means that data have
-        quantised = full_precision(approximated(model, context), context.device)
+        quantised = full_precision(approximated(model, context, vectors=False), context.device)
         reference = full_precision(context.anchor, context.device, copied=True)
         inputs = one_batch(self.inputs, context)
         wanted: dict[str, Statistics] = {}

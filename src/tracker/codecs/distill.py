@@ -25,8 +25,8 @@ from tracker.rate_distortion.inputs import Source, one_batch, split
 from tracker.rate_distortion.norms import plain_norms
 from tracker.rate_distortion.plan import Plan
 from tracker.rate_distortion.quantised import Quantised
-from tracker.rate_distortion.rounds import Round, Work, chosen, following, told
-from tracker.rate_distortion.start import CAREFUL, start
+from tracker.rate_distortion.rounds import Round, Work, chosen, following, hopeless, told
+from tracker.rate_distortion.start import CAREFUL, MANNERS, start
 from tracker.rate_distortion.training import SAMPLES, Training
 from tracker.rate_distortion.twin import in_pytorch
 
@@ -128,6 +128,7 @@ class Distill(Trained):
         return dataclasses.replace(
             self._coded(student, best.result, context, best is rounds[0]),
             metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
+            met=best.small_enough(context) and best.good_enough(context),
             tables={"rounds": [_row(number, one) for number, one in enumerate(rounds)]},
             figures={"rounds": plotted(rounds, context.target.drop)},
         )
@@ -158,6 +159,8 @@ class Distill(Trained):
             size = self._bytes(result, student, context)
             work.add(Round(plan.weight, result, context.judge(student), size, seconds), training)
             told(number, max(number, self.rounds), work.done[-1])
+            if training.manner is MANNERS["kl"] and hopeless(work.done[-1], context):
+                break
         work.checkpoint.clear()
         return work.done
 

@@ -127,6 +127,7 @@ class Transformed:
         figures: matplotlib figures by name, logged as ``plots/STAGE-NAME.png``.
         simulate: from the decoded model to one that also simulates what the receiver's device will do beyond its
             weights (integer activations); its performance is logged apart.
+        met: whether a stage that finds the working point itself has found one within the target.
     """
 
     model: Any
@@ -141,3 +142,4 @@ class Transformed:
     tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     figures: Mapping[str, Figure] = field(default_factory=dict)
     simulate: Callable[[Any], Any] | None = None
+    met: bool = True

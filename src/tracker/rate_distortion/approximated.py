@@ -11,10 +11,13 @@ from tracker.codecs.base import Context
 from tracker.frameworks.pytorch import state_tensors
 
 
-def approximated(model: nn.Module, context: Context) -> nn.Module:
-    """A copy of the model, on the CPU as it is, with the weights that the coder will make.
+def approximated(model: nn.Module, context: Context, vectors: bool = True) -> nn.Module:
+    """A copy of the model, on the CPU as it is, with the values that the coder will make.
 
-    Norms and biases stay as they are: they are coded finely.
+    Args:
+        model: left as it is.
+        context: with the coder, and what stages before chose.
+        vectors: whether norms and biases are changed as well, or stay as they are.
     """
     twin = copy.deepcopy(model)
     if context.coder is None:
@@ -22,6 +25,6 @@ def approximated(model: nn.Module, context: Context) -> nn.Module:
     coded = context.coder.approximate(coded_part(context.state(twin)), twin, context) or {}
     tensors = state_tensors(twin)
     for name, values in coded.items():
-        if tensors[name].ndim > 1:
+        if vectors or tensors[name].ndim > 1:
             tensors[name].copy_(values)
     return twin

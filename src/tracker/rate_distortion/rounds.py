@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 FACTOR = 1.5  # by which lambda changes from round to round
+HOPELESS, LEAST = 4.0, 0.001  # times the target's drop
 FINEST = 0.8  # by which step sizes become smaller from round to round, at most, where too much is lost
 
 
@@ -145,6 +146,11 @@ class Work:
         return Round(given["weight"], result, Judged(**given["judged"]), given["bytes"], given["seconds"])
 
 
+def hopeless(one: Round, context: Context) -> bool:
+    """Whether a round has lost so much that no mending brings it back: its weights have become zero."""
+    return context.target.bytes is None and one.judged.bound > HOPELESS * max(context.target.drop, LEAST)
+
+
 def told(number: int, count: int, one: Round) -> None:
     """A line of the log about a round."""
     log.info(
@@ -177,7 +183,6 @@ def chosen(rounds: list[Round], context: Context) -> Round:
     good = [one for one in rounds if one.good_enough(context)]
     if good:
         return min(good, key=lambda one: one.result.bits)
-    log.warning("distill: nothing is transparent on the search split; raise task.tolerance or codec.distill.seconds")
     return min(rounds, key=lambda one: one.judged.bound)
 
 
@@ -194,7 +199,8 @@ def following(done: list[Round], last: bool, context: Context) -> Plan:
         enough = before.small_enough(context)
         return Plan(before.weight / FACTOR, False) if enough else Plan(before.weight * FACTOR, True)
     if before.good_enough(context):
-        return Plan(before.weight, False) if last else Plan(before.weight * FACTOR, True)
+        mends = last and context.by_choice  # where classes are noisy, a step that is too bold is likelier than not
+        return Plan(before.weight, False) if mends else Plan(before.weight * FACTOR, True)
     # What one round of mending has not mended needs more bits: errors are as the square of step sizes.
     twice = len(done) > 1 and not done[-2].good_enough(context)
     lost, wanted = before.judged.bound, context.target.drop

@@ -74,6 +74,12 @@ def refuse_target(codec: Codec | None, aim: Aim) -> None:
         raise TrackerError(f"a sweep looks for the working point itself: leave {aim.key} out, or change task.tolerance")
 
 
+def is_bold(codec: Codec, where: Pivot, shop: Workshop) -> bool:
+    """Whether a stage begins there that undoes far more loss than the target allows."""
+    context, begins = shop.context, where.last != codec.coder_name
+    return begins and context.classes is not None and context.by_choice and context.framework == "pytorch"
+
+
 def aimed(codec: Codec, where: Pivot, draft: Draft, shop: Workshop, run: Run | MetricsOnly) -> Codec:
     """The chain with one stage at the place that meets the target, or from which another stage begins to look for it.
 
@@ -102,7 +108,7 @@ def aimed(codec: Codec, where: Pivot, draft: Draft, shop: Workshop, run: Run | M
         return shop.through(changed, where.first, where.last, draft)
 
     context, begins = shop.context, where.last != codec.coder_name
-    if begins and context.classes is not None and context.by_choice and context.framework == "pytorch":
+    if is_bold(codec, where, shop):
         chosen, rows = _of_divergence(chain, through, shop)
     else:
         # What only begins there needs a drop to begin with, whatever its target.

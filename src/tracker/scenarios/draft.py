@@ -96,6 +96,12 @@ class Workshop:
             draft, model=self.framework.copy(draft.model), edits=list(draft.edits), rows=list(draft.rows)
         )
 
+    def careful(self) -> Workshop:
+        """For the same work once more, without relying on classes that stay the same though much else is lost."""
+        scratch = self.scratch / "careful"
+        scratch.mkdir()
+        return dataclasses.replace(self, context=dataclasses.replace(self.context, by_choice=False), scratch=scratch)
+
     def given(self, codec: Codec, draft: Draft, folder: Path | None = None) -> Context:
         """What the next stage of a chain may use."""
         size = functools.partial(self._size_after, codec, dataclasses.replace(draft))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from tracker.codecs.chain import Codec
     from tracker.settings import Aim
     from tracker.tracking.run import MetricsOnly, Run
+
+
+log = logging.getLogger(__name__)
 
 
 def transform(
@@ -41,17 +45,41 @@ def transform(
     pivot = aiming.pivot(codec, aim)
     if not codec.transforms and pivot is None:
         return codec, 0.0
-    total = 0.0
     draft.model = shop.begin(draft).model  # stages may change it in place, and the anchor is still needed as it was
-    for name in codec.stages:
+    return _through(codec, codec.stages, pivot, draft, shop, performance, run)
+
+
+def _through(
+    codec: Codec,
+    names: list[str],
+    pivot: aiming.Pivot | None,
+    draft: Draft,
+    shop: Workshop,
+    performance: Callable[[Any, str], float | None],
+    run: Run | MetricsOnly,
+) -> tuple[Codec, float]:
+    """The stages of these names, the last ones of the chain; see `transform`."""
+    total, before = 0.0, None
+    for name in names:
         began = time.perf_counter()
         if pivot is not None and name == pivot.first:
+            before = (codec, shop.begin(draft)) if aiming.is_bold(codec, pivot, shop) else None
             codec = aiming.aimed(codec, pivot, draft, shop, run)
         if name not in codec.transforms:
             return codec, total + time.perf_counter() - began
         given = shop.apply(codec, codec.transforms[name], draft, shop.scratch / name)
         seconds = time.perf_counter() - began
         total += seconds
+        met = not isinstance(given, Transformed) or given.met
+        if not met and before is None:
+            log.warning("%s: nothing is within the target on the search split; raise it, or the seconds to train", name)
+        if not met and before is not None and pivot is not None:
+            log.info("%s loses too much, and is begun once more where nothing is lost before it", name)
+            codec, kept = before
+            vars(draft).update(vars(kept))
+            again = names[names.index(pivot.first) :]
+            found, seconds = _through(codec, again, pivot, draft, shop.careful(), performance, run)
+            return found, total + seconds
         log_stage(run, name, draft, given, performance(draft.model, name), seconds, shop.scratch / name)
     return codec, total
 
