@@ -13,6 +13,7 @@ from tracker.errors import TrackerError
 from tracker.tasks.base import ROUNDING
 
 T = TypeVar("T")
+LEAST = 0.001  # a target's drop of which multiples are taken, at least
 # Of a search by divergence: how much its logarithm grows from place to place, about, and how near it must come.
 SLOPE, CLOSE = 0.15, 0.25
 

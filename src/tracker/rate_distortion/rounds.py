@@ -15,7 +15,7 @@ from tracker.codecs.records import Judged
 from tracker.errors import TrackerError
 from tracker.frameworks.pytorch import state_tensors
 from tracker.models import weights_digest
-from tracker.rate_distortion.aim import within
+from tracker.rate_distortion.aim import LEAST, within
 from tracker.rate_distortion.checkpoint import Checkpoint
 from tracker.rate_distortion.plan import Plan
 from tracker.rate_distortion.quantised import Quantised
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 FACTOR = 1.5  # by which lambda changes from round to round
-HOPELESS, LEAST = 4.0, 0.001  # times the target's drop
+HOPELESS = 4.0  # times the target's drop
 FINEST = 0.8  # by which step sizes become smaller from round to round, at most, where too much is lost
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tracker.codecs.base import Coder, Stage, Transform
 from tracker.codecs.chain import Codec
 from tracker.errors import TrackerError
-from tracker.rate_distortion.aim import Found, by_divergence, working_point
+from tracker.rate_distortion.aim import LEAST, Found, by_divergence, working_point
 from tracker.scenarios.draft import Draft, Workshop
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Through = Callable[[Codec], Draft]
 # Where training changes nearly all, it begins at a divergence from the anchor's classes of so many times the drop that
 # is wanted: drops of single networks are noisy, and it must begin neither too fine nor too coarse.
-BEGINS, LEAST = 6.0, 0.001
+BEGINS = 6.0
 
 
 class Pivot(NamedTuple):
