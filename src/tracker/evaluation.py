@@ -37,9 +37,13 @@ class Outputs:
 
     def add(self, output: Tensor) -> None:
         """One more."""
+        if self.batches is None:
+            return
         self.size += tensor_bytes(output)
-        fits = self.batches is not None and self.size <= KEPT_BYTES
-        self.batches = [*(self.batches or ()), output.float().cpu()] if fits else None
+        if self.size <= KEPT_BYTES:
+            self.batches.append(output.float().cpu())
+        else:
+            self.batches = None
 
 
 class Batches:

@@ -120,7 +120,7 @@ class Nnc(NncOptions):
     @property
     def dependent(self) -> bool:
         """Where it takes the trellis, and values in their own order."""
-        return self.use_dq and self.scan_order == 0 and self.bitdepth is None and self.approx_method == "uniform"
+        return self.uniform > 1 and self.scan_order == 0
 
     def entries(self, option: str, model: Any, tensors: Mapping[str, Tensor]) -> Mapping[str, Entry]:
         """A qp for each weight."""

@@ -51,10 +51,10 @@ def encode_units(
         The bitstream, equal to that of one call for all arrays; bytes by name, a block's under its weight; and the qps
         that NNCodec raised to keep integers within 32 bits.
     """
-    numbers = {name: number for number, name in enumerate(arrays)}
-    blocks = None
     if folded is not None:
         arrays, blocks, numbers = folded.arrays, folded.blocks, folded.numbers
+    else:
+        blocks, numbers = None, {name: number for number, name in enumerate(arrays)}
     parts = groups(arrays, blocks)
 
     def task(name: str) -> tuple[Any, ...]:

@@ -33,8 +33,8 @@ class Sparsify(Transform):
         state = context.state(model)
         weights = {name: tensor for name, tensor in coded_part(state).items() if tensor.ndim > 1}
         together = [list(weights)] if self.scope == "model" else [[name] for name in weights]
-        tied = aliases(state)
-        pruned = {name: tensor.clone() for name, tensor in state.items() if name not in tied}
+        changed = weights.keys() | aliases(state).keys()
+        pruned = {name: tensor.clone() for name, tensor in state.items() if name not in changed}
         for names in filter(None, together):
             pruned |= self._pruned({name: weights[name] for name in names})
         load_framework(context.framework).fill(model, pruned, "the pruned tensors")

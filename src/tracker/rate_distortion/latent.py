@@ -107,11 +107,11 @@ class Latent:
 
     def _finer(self, finer: float) -> dict[str, float]:
         """Step sizes on the grid that are finer on the whole: what one tensor cannot be, the next one is."""
-        found, owed = {}, 0.0
+        found, owed, each = {}, 0.0, math.log(finer)
         for (name, size), count in zip(self.named_sizes().items(), self.counts, strict=True):
-            wanted = math.log(finer) + owed / max(count, 1)
-            found[name] = on_grid(size * math.exp(min(max(wanted, math.log(finer) - NEXT), 0.0)))
-            owed += count * (math.log(finer) - math.log(found[name] / size))
+            wanted = each + owed / max(count, 1)
+            found[name] = on_grid(size * math.exp(min(max(wanted, each - NEXT), 0.0)))
+            owed += count * (each - math.log(found[name] / size))
         return found
 
     def refresh(self) -> None:

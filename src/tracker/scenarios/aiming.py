@@ -107,13 +107,13 @@ def aimed(codec: Codec, where: Pivot, draft: Draft, shop: Workshop, run: Run | M
     def through(changed: Codec) -> Draft:  # made for its figure and given up: models of all places would not fit
         return shop.through(changed, where.first, where.last, draft)
 
-    context, begins = shop.context, where.last != codec.coder_name
     if is_bold(codec, where, shop):
         chosen, rows = _of_divergence(chain, through, shop)
     else:
-        # What only begins there needs a drop to begin with, whatever its target.
-        wanted = replace(context.target, bytes=None) if begins else context.target
-        chosen, rows = _of_target(chain, through, shop, replace(context, target=wanted))
+        context = shop.context
+        if where.last != codec.coder_name:  # what only begins there needs a drop to begin with, whatever its target
+            context = replace(context, target=replace(context.target, bytes=None))
+        chosen, rows = _of_target(chain, through, shop, context)
     run.log_table(rows, "target.json")
     run.log_metrics(places[chosen].found())
     return chain[chosen]

@@ -63,23 +63,22 @@ def _through(
     for name in names:
         began = time.perf_counter()
         if pivot is not None and name == pivot.first:
-            before = (codec, shop.begin(draft)) if aiming.is_bold(codec, pivot, shop) else None
+            if aiming.is_bold(codec, pivot, shop):
+                before = codec, shop.begin(draft), names[names.index(name) :]
             codec = aiming.aimed(codec, pivot, draft, shop, run)
         if name not in codec.transforms:
             return codec, total + time.perf_counter() - began
         given = shop.apply(codec, codec.transforms[name], draft, shop.scratch / name)
         seconds = time.perf_counter() - began
         total += seconds
-        met = not isinstance(given, Transformed) or given.met
-        if not met and before is None:
+        if isinstance(given, Transformed) and not given.met:
+            if before is not None:
+                log.info("%s loses too much, and is begun once more where nothing is lost before it", name)
+                codec, kept, again = before
+                vars(draft).update(vars(kept))
+                found, seconds = _through(codec, again, pivot, draft, shop.careful(), performance, run)
+                return found, total + seconds
             log.warning("%s: nothing is within the target on the search split; raise it, or the seconds to train", name)
-        if not met and before is not None and pivot is not None:
-            log.info("%s loses too much, and is begun once more where nothing is lost before it", name)
-            codec, kept = before
-            vars(draft).update(vars(kept))
-            again = names[names.index(pivot.first) :]
-            found, seconds = _through(codec, again, pivot, draft, shop.careful(), performance, run)
-            return found, total + seconds
         log_stage(run, name, draft, given, performance(draft.model, name), seconds, shop.scratch / name)
     return codec, total
 
