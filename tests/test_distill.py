@@ -291,6 +291,10 @@ def test_rounds_with_finer_steps_are_added_where_nothing_is_good_enough(cache: P
     mended = dataclasses.replace(lost, judge=lambda model: Judged(drop := next(drops), drop))
     done = stage.apply(copy.deepcopy(model), mended)
     assert len(done.tables["rounds"]) == 4 and done.metrics["distill/round"] == 3
+    # What is far beyond the target is given up where the chain is begun once more, and else mended.
+    for again, count in ((True, 2), (False, 5)):
+        far = dataclasses.replace(lost, judge=lambda model: Judged(2.1, 2.1), again=again)
+        assert len(stage.apply(copy.deepcopy(model), far).tables["rounds"]) == count
 
 
 @pytest.mark.parametrize(("by_choice", "temperature", "way"), [(True, 4.0, MANNERS["kl"]), (False, 1.0, STRICT)])

@@ -26,7 +26,7 @@ from tracker.rate_distortion.norms import plain_norms
 from tracker.rate_distortion.plan import Plan
 from tracker.rate_distortion.quantised import Quantised
 from tracker.rate_distortion.rounds import Round, Work, chosen, following, hopeless, told
-from tracker.rate_distortion.start import CAREFUL, MANNERS, start
+from tracker.rate_distortion.start import CAREFUL, start
 from tracker.rate_distortion.training import SAMPLES, Training
 from tracker.rate_distortion.twin import in_pytorch
 
@@ -159,7 +159,7 @@ class Distill(Trained):
             size = self._bytes(result, student, context)
             work.add(Round(plan.weight, result, context.judge(student), size, seconds), training)
             told(number, max(number, self.rounds), work.done[-1])
-            if training.manner is MANNERS["kl"] and hopeless(work.done[-1], context):
+            if hopeless(work.done[-1], context):
                 break
         work.checkpoint.clear()
         return work.done

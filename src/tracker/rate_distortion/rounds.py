@@ -147,8 +147,9 @@ class Work:
 
 
 def hopeless(one: Round, context: Context) -> bool:
-    """Whether a round has lost so much that no mending brings it back: its weights have become zero."""
-    return context.target.bytes is None and one.judged.bound > HOPELESS * max(context.target.drop, LEAST)
+    """Whether a round has lost so much, its weights having become zero, that it is better begun once more."""
+    target = context.target
+    return context.again and target.bytes is None and one.judged.bound > HOPELESS * max(target.drop, LEAST)
 
 
 def told(number: int, count: int, one: Round) -> None:
