@@ -156,6 +156,11 @@ def test_rates_and_errors_in_a_table_are_those_of_nncodec(cache: Path, monkeypat
     assert coder.costs({"w": weight})["w"] == found["w"]
 
 
+def test_where_step_sizes_are_octaves_apart_each_is_in_the_table(cache: Path) -> None:
+    steps = [row.step for row in Nnc(qp_density=0, qp=-8).costs({"w": torch.randn(30, 40)})["w"]]
+    assert len(steps) == 11 and all(after == 2 * step for step, after in itertools.pairwise(steps))
+
+
 def test_a_damaged_table_is_measured_again(cache: Path) -> None:
     weight = torch.randn(8, 8)
     before = Nnc().costs({"w": weight})

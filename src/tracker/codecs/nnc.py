@@ -92,7 +92,7 @@ class Nnc(NncOptions):
             around = nnc_steps.nearest_qp(middle, self.qp_density) if middle > 0 else 0
             octave = 2**self.qp_density
             # Larger steps make nothing but zeros of a tensor, of which its sensitivity does not tell what that does.
-            raw = range(around - 9 * octave, around + octave + 1, octave // 2)
+            raw = range(around - 9 * octave, around + octave + 1, max(octave // 2, 1))
             qps[name] = sorted({min(max(qp, -limit), limit - 1) for qp in raw})
         with nnc_units.told_in_one_line():
             options = keywords(arrays, quantised, self)
