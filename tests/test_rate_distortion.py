@@ -157,7 +157,7 @@ def test_rates_and_errors_in_a_table_are_those_of_nncodec(cache: Path, monkeypat
 
 
 def test_where_step_sizes_are_octaves_apart_each_is_in_the_table(cache: Path) -> None:
-    steps = [row.step for row in Nnc(qp_density=0, qp=-8).costs({"w": torch.randn(30, 40)})["w"]]
+    steps = [row.step for row in Nnc(qp_density=0, qp=-8, nonweight_qp=-15).costs({"w": torch.randn(30, 40)})["w"]]
     assert len(steps) == 11 and all(after == 2 * step for step, after in itertools.pairwise(steps))
 
 
