@@ -18,6 +18,7 @@ from nncodec import nnc
 from scipy.stats import entropy
 from torch import nn
 
+from tracker.codecs import distill
 from tracker.codecs.base import Context
 from tracker.codecs.chain import build_codec
 from tracker.codecs.distill import Distill
@@ -35,7 +36,7 @@ from tracker.rate_distortion.norms import plain_norms
 from tracker.rate_distortion.plan import Plan
 from tracker.rate_distortion.quantised import Quantised, on_grid
 from tracker.rate_distortion.rounds import Round, following
-from tracker.rate_distortion.start import CAREFUL, MANNERS, STRICT, start
+from tracker.rate_distortion.start import CAREFUL, MANNERS, MILD, STRICT, start
 from tracker.rate_distortion.training import Training
 from tracker.rate_distortion.trellis import UNIFORM
 from tracker.scenarios import aiming
@@ -291,10 +292,6 @@ def test_rounds_with_finer_steps_are_added_where_nothing_is_good_enough(cache: P
     mended = dataclasses.replace(lost, judge=lambda model: Judged(drop := next(drops), drop))
     done = stage.apply(copy.deepcopy(model), mended)
     assert len(done.tables["rounds"]) == 4 and done.metrics["distill/round"] == 3
-    # What is far beyond the target is given up where the chain is begun once more, and else mended.
-    for again, count in ((True, 2), (False, 5)):
-        far = dataclasses.replace(lost, judge=lambda model: Judged(2.1, 2.1), again=again)
-        assert len(stage.apply(copy.deepcopy(model), far).tables["rounds"]) == count
 
 
 @pytest.mark.parametrize(("by_choice", "temperature", "way"), [(True, 4.0, MANNERS["kl"]), (False, 1.0, STRICT)])
@@ -397,6 +394,38 @@ def test_norms_and_biases_are_trained_on_coarser_steps_where_training_is_bold() 
         assert training.latent.fine["0.bias"] == times * fine
 
 
+def test_what_loses_too_much_is_begun_once_more_with_a_smaller_lambda(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where that was killed: what was given up is not done again."""
+    manners: list[Any] = []
+    plain = Training._step
+
+    def step(self: Training, *words: Any) -> float:
+        manners.append(self.manner)
+        if len(manners) == 45:
+            raise KeyboardInterrupt
+        return plain(self, *words)
+
+    monkeypatch.setattr(Training, "_step", step)
+    monkeypatch.setattr(training, "SAVED", -1.0)  # after every step
+    model, context = linear()
+    far = dataclasses.replace(context, classes=1, judge=lambda model: Judged(2.1, 2.1), target=Target(0.5))
+    stage = Distill(batch_size=16, steps=40, rounds=2)
+    with pytest.raises(KeyboardInterrupt):
+        stage.apply(copy.deepcopy(model), far)
+    rows = stage.apply(copy.deepcopy(model), far).tables["rounds"]
+    # The first round has 30 steps, the others have 10; of the milder training all are done, with two that mend more.
+    assert manners == [MANNERS["kl"]] * 30 + [MILD] * (30 + 10 + 10 + 10 + 1)
+    assert len(rows) == 5 and rows[1]["lambda"] == MILD.weight and not list((cache / "unfinished").glob("*"))
+    # Training that is within the target, or only a little beyond it, goes on; so does that with a given lambda.
+    for judged, fixed in ((0.0, None), (1.9, None), (2.1, 5.0)):
+        manners.clear()
+        own = dataclasses.replace(far, judge=lambda model, drop=judged: Judged(drop, drop))
+        stage.model_copy(update={"rate_weight": fixed, "steps": 8}).apply(copy.deepcopy(model), own)
+        assert set(manners) == {MANNERS["kl"]}
+
+
 def test_what_was_killed_goes_on_where_it_was(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int] = []
     plain = Training._step
@@ -476,23 +505,25 @@ def test_chains_that_would_lose_its_work_are_refused(stages: dict, reason: str) 
         build_codec(stages)
 
 
-@pytest.mark.parametrize("kind", ["kl", "strict"])
+@pytest.mark.parametrize("kind", ["mild", "strict"])
 def test_where_bold_training_loses_all_it_is_begun_once_more_with_care(
     kind: str, here: Here, ready: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And where even that fails, what came to it is coded, which is within the target."""
+    """First with a smaller lambda; and where even the last fails, what came to it is coded: it is within the target."""
     monkeypatch.setattr(aiming, "BEGINS", 100.0)
     monkeypatch.setitem(MANNERS, "kl", MANNERS["kl"]._replace(weight=1e5))
+    monkeypatch.setattr(distill, "MILD", MILD._replace(weight=1e5))
     if kind == "strict":
         monkeypatch.setattr(start_module, "STRICT", STRICT._replace(weight=1e5))
     done = here("+codec=nnc_calibrated", *WORDS, "codec.distill.rounds=1", "task.split=search")
-    assert done.returncode == 0 and "once more" in done.stdout, done.stdout
+    assert done.returncode == 0 and "with a smaller lambda" in done.stdout, done.stdout
+    assert "where nothing is lost before it" in done.stdout
     assert "nothing is within" not in done.stdout + done.stderr
     (run,) = runs(ready, "compression")
     assert run.data.metrics["distill/search_drop"] <= 0.005 + 1e-9
     # What decides is what is decoded in the end, with its norms and biases.
     assert run.data.metrics["performance/drop"] == pytest.approx(run.data.metrics["distill/search_drop"], abs=0.0026)
-    assert kind == "kl" or run.data.metrics["distill/round"] == 0
+    assert kind == "mild" or run.data.metrics["distill/round"] == 0
     artifacts = ready / "mlruns" / "artifacts" / run.info.run_id / "artifacts"
     stages = json.loads((artifacts / "stages.json").read_text())
     assert [row[0] for row in stages["data"]] == ["allocate", "round", "correct", "distill", "nnc"]

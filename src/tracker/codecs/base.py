@@ -40,7 +40,6 @@ class Context:
         framework: of the model: ``pytorch`` or ``keras``.
         classes: the dimension of the outputs over which a softmax gives probabilities; None where there is none.
         by_choice: whether only the likeliest class counts.
-        again: whether a stage that finds nothing within the target is begun once more, with care.
         judge: what the split for decisions says of a model; the figures are not reported on it.
         state: a model's tensors by name, as the coder gets them and more.
         target: of stages that find the working point themselves.
@@ -63,7 +62,6 @@ class Context:
     framework: str = "pytorch"
     classes: int | None = None
     by_choice: bool = True
-    again: bool = False
     judge: Callable[[Any], Judged] | None = None
     state: Callable[[Any], Mapping[str, Tensor]] = dict
     target: Target = field(default_factory=Target)

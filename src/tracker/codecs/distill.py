@@ -26,7 +26,7 @@ from tracker.rate_distortion.norms import plain_norms
 from tracker.rate_distortion.plan import Plan
 from tracker.rate_distortion.quantised import Quantised
 from tracker.rate_distortion.rounds import Round, Work, chosen, following, hopeless, told
-from tracker.rate_distortion.start import CAREFUL, start
+from tracker.rate_distortion.start import CAREFUL, MANNERS, MILD, start
 from tracker.rate_distortion.training import SAMPLES, Training
 from tracker.rate_distortion.twin import in_pytorch
 
@@ -134,10 +134,21 @@ class Distill(Trained):
         )
 
     def _rounds(self, student: Any, teacher: Any, context: Context) -> list[Round]:
+        """Rounds of training, and where it loses too much those of a milder one."""
+        training = Training(self, student, teacher, context)
+        works = [self._trained(training, context)]
+        if self._in_vain(training, works[0], context):
+            log.info("distill loses too much, and is begun once more with a smaller lambda")
+            works[0].done[0].result.fill(student)
+            works.append(self._trained(Training(self, student, teacher, context, MILD), context))
+        for work in works:
+            work.checkpoint.clear()
+        return works[-1].done
+
+    def _trained(self, training: Training, context: Context) -> Work:
         """Round after round, each with the lambda that those before it suggest; on from where it was killed."""
         assert context.judge is not None
-        training = Training(self, student, teacher, context)
-        work = Work(self, training, context)
+        student, work = training.student, Work(self, training, context)
         if not work.done:
             begun = start(training, context)
             size = self._bytes(begun.given, student, context, True)
@@ -150,6 +161,8 @@ class Distill(Trained):
             log.info("distill leaves the integers of dependent quantisation as they are: it trains uniform ones")
             most = 0
         while len(work.done) <= most + (RESCUES if most and self._lost(work.done[1:], context) else 0):
+            if self._in_vain(training, work, context):
+                break
             number = len(work.done)
             plan = self._plan(number, work, context)
             label = f"distill {number}/{max(number, self.rounds)}"
@@ -159,10 +172,12 @@ class Distill(Trained):
             size = self._bytes(result, student, context)
             work.add(Round(plan.weight, result, context.judge(student), size, seconds), training)
             told(number, max(number, self.rounds), work.done[-1])
-            if hopeless(work.done[-1], context):
-                break
-        work.checkpoint.clear()
-        return work.done
+        return work
+
+    def _in_vain(self, training: Training, work: Work, context: Context) -> bool:
+        """Whether bold training is given up, and a milder one may do better."""
+        bold = training.manner is MANNERS["kl"] and self.rate_weight is None
+        return bold and hopeless(work.done[1:], context)
 
     def _lost(self, rounds: list[Round], context: Context) -> bool:
         """Whether no training is good enough, and other step sizes may change that."""

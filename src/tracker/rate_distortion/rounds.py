@@ -79,7 +79,7 @@ class Work:
         own = weights_digest(state_tensors(training.student))
         before = weights_digest(state_tensors(context.unrounded)) if context.unrounded is not None else ""
         given = (training.latent.given, training.latent.fine, before, asdict(context.target))
-        parts = (options.model_dump(), own, context.key(), context.seed, *given, context.device)
+        parts = (options.model_dump(), own, context.key(), context.seed, *given, context.device, training.manner)
         self.checkpoint = Checkpoint("distill", *parts)
         self.done: list[Round] = []
         self.tensors: dict[str, Tensor] = {}
@@ -146,10 +146,11 @@ class Work:
         return Round(given["weight"], result, Judged(**given["judged"]), given["bytes"], given["seconds"])
 
 
-def hopeless(one: Round, context: Context) -> bool:
-    """Whether a round has lost so much, its weights having become zero, that it is better begun once more."""
-    target = context.target
-    return context.again and target.bytes is None and one.judged.bound > HOPELESS * max(target.drop, LEAST)
+def hopeless(rounds: list[Round], context: Context) -> bool:
+    """Whether training has lost so much, its weights having become zero, that no mending brings it back."""
+    if context.target.bytes is not None or not rounds or any(one.good_enough(context) for one in rounds):
+        return False
+    return rounds[-1].judged.bound > HOPELESS * max(context.target.drop, LEAST)
 
 
 def told(number: int, count: int, one: Round) -> None:

@@ -25,7 +25,7 @@ from tracker.rate_distortion.latent import Latent
 from tracker.rate_distortion.moved import moved
 from tracker.rate_distortion.plan import Plan
 from tracker.rate_distortion.quantised import Quantised, fine_step
-from tracker.rate_distortion.start import manner
+from tracker.rate_distortion.start import Manner, manner
 
 if TYPE_CHECKING:
     from tracker.codecs.distill import Distill
@@ -74,7 +74,18 @@ class Called(nn.Module):
 class Training:
     """One student and what is trained of it; in rounds, each of which goes on from the last."""
 
-    def __init__(self, options: Distill, student: nn.Module, teacher: nn.Module, context: Context) -> None:
+    def __init__(
+        self, options: Distill, student: nn.Module, teacher: nn.Module, context: Context, way: Manner | None = None
+    ) -> None:
+        """Nothing is trained yet.
+
+        Args:
+            options: of the stage.
+            student: the network, in which nothing is changed.
+            teacher: the anchor.
+            context: of the run.
+            way: how bold training is; None for what fits.
+        """
         parameters_of(student)
         self.options, self.student, self.teacher, self.context = options, student, teacher, context
         self.called = Called(student, context)
@@ -92,7 +103,7 @@ class Training:
         temperature = auto if options.temperature == "auto" else options.temperature
         self.distance = Distortion.fitting(context, output, options.loss, temperature)
         rate = options.learning_rate
-        self.manner = manner(self.distance.kind, self.latent, context)
+        self.manner = way or manner(self.distance.kind, self.latent, context)
         self.latent.coarsen(self.manner.vectors)
         self.learning_rate = self.manner.learning_rate if rate == "auto" else rate
         self.shifted = isinstance(first, Tensor) and first.ndim == 4 and not crop and self.distance.kind == "kl"

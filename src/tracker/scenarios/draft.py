@@ -96,15 +96,11 @@ class Workshop:
             draft, model=self.framework.copy(draft.model), edits=list(draft.edits), rows=list(draft.rows)
         )
 
-    def bold(self) -> Workshop:
-        """For work that is begun once more, with care, where it leads nowhere."""
-        return dataclasses.replace(self, context=dataclasses.replace(self.context, again=True))
-
     def careful(self) -> Workshop:
         """For the same work once more, without relying on classes that stay the same though much else is lost."""
         scratch = self.scratch / "careful"
         scratch.mkdir()
-        context = dataclasses.replace(self.context, by_choice=False, again=False)
+        context = dataclasses.replace(self.context, by_choice=False)
         return dataclasses.replace(self, context=context, scratch=scratch)
 
     def given(self, codec: Codec, draft: Draft, folder: Path | None = None) -> Context:

@@ -65,7 +65,6 @@ def _through(
         if pivot is not None and name == pivot.first:
             if aiming.is_bold(codec, pivot, shop):
                 before = codec, shop.begin(draft), names[names.index(name) :]
-                shop = shop.bold()
             codec = aiming.aimed(codec, pivot, draft, shop, run)
         if name not in codec.transforms:
             return codec, total + time.perf_counter() - began
