@@ -176,8 +176,9 @@ class Distill(Trained):
 
     def _in_vain(self, training: Training, work: Work, context: Context) -> bool:
         """Whether bold training is given up, and a milder one may do better."""
-        bold = training.manner is MANNERS["kl"] and self.rate_weight is None
-        return bold and hopeless(work.done[1:], context)
+        rounds = work.done[1:]
+        bold = training.manner is MANNERS["kl"] and len(rounds) > 0
+        return bold and self._lost(rounds, context) and hopeless(rounds[-1], context)
 
     def _lost(self, rounds: list[Round], context: Context) -> bool:
         """Whether no training is good enough, and other step sizes may change that."""

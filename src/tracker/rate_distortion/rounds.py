@@ -146,11 +146,9 @@ class Work:
         return Round(given["weight"], result, Judged(**given["judged"]), given["bytes"], given["seconds"])
 
 
-def hopeless(rounds: list[Round], context: Context) -> bool:
-    """Whether training has lost so much, its weights having become zero, that no mending brings it back."""
-    if context.target.bytes is not None or not rounds or any(one.good_enough(context) for one in rounds):
-        return False
-    return rounds[-1].judged.bound > HOPELESS * max(context.target.drop, LEAST)
+def hopeless(one: Round, context: Context) -> bool:
+    """Whether a round has lost so much that no mending brings it back: its weights have become zero."""
+    return one.judged.bound > HOPELESS * max(context.target.drop, LEAST)
 
 
 def told(number: int, count: int, one: Round) -> None:

@@ -100,8 +100,7 @@ class Workshop:
         """For the same work once more, without relying on classes that stay the same though much else is lost."""
         scratch = self.scratch / "careful"
         scratch.mkdir()
-        context = dataclasses.replace(self.context, by_choice=False)
-        return dataclasses.replace(self, context=context, scratch=scratch)
+        return dataclasses.replace(self, context=dataclasses.replace(self.context, by_choice=False), scratch=scratch)
 
     def given(self, codec: Codec, draft: Draft, folder: Path | None = None) -> Context:
         """What the next stage of a chain may use."""
