@@ -3,8 +3,8 @@
     python benchmarks/decisions.py --data-root FOLDER [--anchor resnet20_cifar10]
 
 Networks that lose at most 0.02 of top-1 on the mean of both splits are compared: the correlation between the splits of
-each score's drop, and of the soft scores' drop on one with top-1's drop on the other. Must hold: both are larger than
-that of top-1's drop between the splits. Nothing is logged.
+each score's drop, and of the soft scores' drop on one with top-1's drop on the other. The anchor's temperature comes
+from the search split. Must hold: both are larger than that of top-1's drop between the splits. Nothing is logged.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from composed import job_of
 
 from tracker.codecs.base import Context
 from tracker.codecs.nnc import Nnc
-from tracker.evaluation import Batches, evaluate
+from tracker.evaluation import Batches, Outputs, evaluate
 from tracker.frameworks.pytorch import FRAMEWORK, state_tensors
 from tracker.rate_distortion.approximated import approximated
 from tracker.scenarios.job import Job
@@ -33,9 +34,13 @@ def measured(job: Job) -> np.ndarray:
     anchor = job.anchor.build()
     FRAMEWORK.fill(anchor, job.anchor.weights(), "the anchor's weights")
     splits = [Batches(job.data.samples(split), job.anchor, job.task) for split in SPLITS]
+    outputs = Outputs()
+    found = evaluate(job.anchor, anchor, job.task, splits[0], "cpu", "evaluate", outputs)
+    assert outputs.batches is not None, "the outputs are too large to be kept"
+    task, _ = job.task.calibrated(torch.cat(outputs.batches), found)
 
     def scores(model: object) -> np.ndarray:
-        found = [evaluate(job.anchor, model, job.task, batches, "cpu", "evaluate") for batches in splits]
+        found = [evaluate(job.anchor, model, task, batches, "cpu", "evaluate") for batches in splits]
         for one in found:
             assert one.scores is not None and one.soft is not None, "the task has no soft scores"
         return np.array([[one.scores.mean(), one.soft.mean()] for one in found])  # type: ignore[union-attr]

@@ -18,6 +18,7 @@ from tracker.scenarios.decision import Judge, likely
 from tracker.scenarios.mixed import Mixed
 from tracker.settings import Aim, Transparency
 from tracker.tasks.base import Evaluation
+from tracker.tasks.chances import LARGEST, SMALLEST, temperature
 from tracker.tasks.classification import Classification
 from tracker.tasks.rejection import Rejection
 from tracker.tasks.super_resolution import SuperResolution
@@ -135,15 +136,39 @@ def test_a_drop_that_noise_does_not_explain_is_no_likely_one() -> None:
     )
 
 
-def test_soft_scores_follow_the_accuracy_whatever_the_outputs_are(job: Any) -> None:
-    labels = torch.tensor([0, 1, 2, 2])
-    logits = torch.tensor([[9.0, 1, 1], [1, 2, 1], [3, 1, 2], [0, 0, 0.5]])
-    for outputs in (logits, logits.softmax(1)):
-        found = job.task.evaluate(lambda _, given=outputs: given, [(None, labels)])
-        missed = (logits.softmax(1) - torch.eye(3)[labels]).square().sum(1)
-        assert found.soft == pytest.approx((1 - missed / 2).numpy(), abs=1e-6)
-    certain = job.task.evaluate(lambda _: 1000 * logits, [(None, labels)])
-    assert certain.soft == pytest.approx(certain.scores[:, 0], abs=1e-6)
+def test_soft_scores_take_probabilities_that_are_true_whatever_the_outputs_are(job: Any) -> None:
+    """Classes drawn from known probabilities: logits that are three times too large are divided by three."""
+    generator = torch.Generator().manual_seed(0)
+    truth = 1.5 * torch.randn(20_000, 5, generator=generator)
+    labels = truth.softmax(1).multinomial(1, generator=generator)[:, 0]
+    other = truth + 0.3 * torch.randn(truth.shape, generator=generator)
+    missed = other.softmax(1) - torch.eye(5)[labels]
+
+    def evaluated(task: Any, outputs: torch.Tensor) -> Evaluation:
+        return task.evaluate(lambda _: outputs, [(None, labels)])
+
+    for outputs, others in ((3 * truth, 3 * other), (0.5 * truth, 0.5 * other), ((2 * truth).softmax(1), 2 * other)):
+        given = evaluated(job.task, outputs)
+        assert given.soft is None
+        task, anchor = job.task.calibrated(outputs, given)
+        assert anchor.metrics == given.metrics
+        # A calibrated network's mean score follows from its probabilities alone.
+        assert anchor.soft.mean() == pytest.approx(float((1 + truth.softmax(1).square().sum(1)).mean() / 2), abs=0.01)
+        assert evaluated(task, others).soft == pytest.approx((1 - missed.square().sum(1) / 2).numpy(), abs=0.02)
+
+
+def test_outputs_that_no_temperature_makes_true_are_judged_by_the_metric_alone(job: Any) -> None:
+    """All the same but for a class that is never right: no temperature makes it as unlikely as it is."""
+    labels = torch.arange(100) % 4
+    outputs = torch.nn.functional.one_hot((labels + 1) % 4, 4).float() * 40
+    task, found = job.task.calibrated(outputs, job.task.evaluate(lambda _: outputs, [(None, labels)]))
+    assert task is job.task and found.soft is None
+
+
+def test_few_samples_that_are_all_right_leave_a_temperature_within_its_limits() -> None:
+    logits = 5 * torch.eye(3)
+    assert temperature(logits, torch.arange(3)) == pytest.approx(SMALLEST, rel=1e-3)
+    assert temperature(100 * logits, torch.tensor([1, 2, 0])) == pytest.approx(LARGEST, rel=1e-3)
 
 
 class Grey(SuperResolution):

@@ -16,7 +16,6 @@ from tracker.tasks.bootstrap import drop_interval
 from tracker.tasks.rejection import Rejection
 
 CERTAIN = 0.95  # that a model is not given up early whose drop on the whole split is within the target
-SOFT = 0.1  # at most, between an anchor's soft scores and its primary metric, if its outputs are chances of classes
 SHOWN_CONFIDENCE = 0.95  # of the interval that is logged where the configuration does not ask for one
 
 
@@ -108,9 +107,8 @@ class Judge:
 
     @cached_property
     def follows(self) -> bool:
-        """Whether there are soft scores, and they tell about what the primary metric does."""
-        scores, soft = self.anchor.scores, self.anchor.soft
-        return scores is not None and soft is not None and abs(float(soft.mean() - scores[:, 0].mean())) < SOFT
+        """Whether there are soft scores, which tell about what the primary metric does."""
+        return self.anchor.scores is not None and self.anchor.soft is not None
 
     def __call__(self, model: Any) -> Judged:
         """Evaluate a model; only a part, where it is clear from that that its drop is beyond the target.

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from tracker.data.base import Decoded, Samples
@@ -26,24 +27,28 @@ class Mixed:
             samples: of the split.
             device: to compute on.
         """
-        self.job, self.device = job, device
+        self.job, self.task, self.device = job, job.task, device
         self.order = np.random.default_rng(0).permutation(len(samples))
         self.batches = Batches(Decoded(self.order.tolist(), samples.__getitem__), job.anchor, job.task)
         self.references: list[Tensor] | None = None
 
     def anchor(self, model: Any, label: str) -> Evaluation:
-        """As `whole`, of the model that others are compared with: where the task asks for it, by their outputs."""
-        outputs = Outputs() if self.job.task.by_outputs else None
-        found = self.whole(model, label, outputs)
-        if outputs is None or outputs.batches is None or found.scores is None:
-            return found
-        self.references = outputs.batches
-        return dataclasses.replace(found, soft=found.scores[:, 0])
+        """As `whole`, of the model that others are compared with: by soft scores, where the task has some."""
+        task = self.job.task
+        outputs = Outputs() if task.by_outputs or task.calibrates else None
+        found = evaluate(self.job.anchor, model, task, self.batches, self.device, label, outputs)
+        scores = found.scores
+        if outputs is not None and outputs.batches and scores is not None:
+            if task.calibrates:
+                self.task, found = task.calibrated(torch.cat(outputs.batches), found)
+            else:
+                self.references, found = outputs.batches, dataclasses.replace(found, soft=scores[:, 0])
+        return self._sorted(found)
 
     def whole(self, model: Any, label: str, outputs: Outputs | None = None) -> Evaluation:
         """A model's performance on all samples, with scores in the data set's order and no extras."""
         job = self.job
-        return self._sorted(evaluate(job.anchor, model, job.task, self.batches, self.device, label, outputs))
+        return self._sorted(evaluate(job.anchor, model, self.task, self.batches, self.device, label, outputs))
 
     def evaluate(
         self,
@@ -67,7 +72,7 @@ class Mixed:
         Returns:
             As `whole`, or why that is not known.
         """
-        task, scores = self.job.task, _deciding(anchor, soft)
+        task, scores = self.task, _deciding(anchor, soft)
         if soft and self.references is not None:
             return self._by_outputs(model, anchor, self.references, label)
         between = task.score_range

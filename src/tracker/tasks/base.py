@@ -32,7 +32,7 @@ class Evaluation:
         extras: further arrays with a row for each sample, which the task's own `pictures` need; they are not stored.
         soft: scores of a metric that follows the primary one more smoothly, in its unit and as the mean over samples,
             shape (N,) float64: a search for a working point decides by it; None where there is none, or where
-            `Task.soft` gives them.
+            `Task.calibrated` or `Task.soft` is needed for it.
     """
 
     metrics: dict[str, float]
@@ -57,6 +57,8 @@ class Task(Component):
     by_choice: ClassVar[bool] = True
     # Whether `soft` gives scores; outputs are kept for it.
     by_outputs: ClassVar[bool] = False
+    # Whether `calibrated` makes `evaluate` give soft scores; the anchor's outputs are kept for it.
+    calibrates: ClassVar[bool] = False
 
     name: str
     split: Literal["report", "search", "all"] = "report"
@@ -111,6 +113,19 @@ class Task(Component):
         drop can no longer be small enough.
         """
         return None
+
+    def calibrated(self, outputs: Tensor, found: Evaluation) -> tuple[Task, Evaluation]:
+        """This task, with soft scores that suit an anchor, for tasks with `calibrates`.
+
+        Args:
+            outputs: the anchor's, of all samples.
+            found: what `evaluate` gave for them, with its extras.
+
+        Returns:
+            The task, whose `evaluate` gives soft scores of any model of that anchor where that is possible, and the
+            anchor's performance with its soft scores.
+        """
+        raise NotImplementedError
 
     def soft(self, scores: np.ndarray, outputs: Iterable[Tensor], references: Iterable[Tensor]) -> np.ndarray:
         """See `Evaluation.soft`: from a model's distance to its anchor, for tasks with `by_outputs`.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pydantic import PrivateAttr
+
 from tracker.errors import TrackerError
 from tracker.tasks.base import Evaluation, Task
-from tracker.tasks.chances import are_chances
+from tracker.tasks.chances import logits_of, temperature
 from tracker.tasks.pictures import Comparison, Pictures
 
 if TYPE_CHECKING:
@@ -15,14 +18,18 @@ if TYPE_CHECKING:
 
     from tracker.tasks.base import Predict
 
+CALIBRATED = 0.1  # at most, between the anchor's mean probability of its classes and its accuracy
+
 
 class Classification(Task):
     """Accuracy in 0..1 over all samples (torchmetrics' multiclass accuracy, micro average)."""
 
     classes: ClassVar[int | None] = 1
+    calibrates: ClassVar[bool] = True
 
     name: str = "classification"
     tolerance: float = 0.005
+    _temperature: float | None = PrivateAttr(default=None)
 
     @property
     def primary(self) -> str:
@@ -46,8 +53,8 @@ class Classification(Task):
     def evaluate(self, predict: Predict, batches: Iterable[tuple[Any, Any]]) -> Evaluation:
         """Metrics top1 and (from five classes on) top5; scores: 1 where the sample's top-1 is right, else 0.
 
-        The soft score is 1 less half the Brier score (Brier 1950, "Verification of Forecasts Expressed in Terms of
-        Probability"): that of top-1 where the model is certain, and less noisy where it is not.
+        Soft scores, of a task that `calibrated` made: 1 less half the Brier score (Brier 1950, "Verification of
+        Forecasts Expressed in Terms of Probability").
 
         Extras: ``classes``, the class of each sample.
 
@@ -85,10 +92,28 @@ class Classification(Task):
         if logits.shape[1] >= 5:
             metrics["top5"] = accuracy(5)
         right = (logits.argmax(dim=1) == classes).double().unsqueeze(1)
-        chances = logits if are_chances(logits) else logits.softmax(dim=1)
-        missed = chances.double() - torch.nn.functional.one_hot(classes, logits.shape[1])
-        soft = 1 - missed.square().sum(dim=1) / 2
-        return Evaluation(metrics, right.numpy(), {"classes": classes.numpy()}, soft.numpy())
+        soft = None
+        if self._temperature is not None:
+            chances = (logits_of(logits).double() / self._temperature).softmax(dim=1)
+            missed = chances - torch.nn.functional.one_hot(classes, logits.shape[1])
+            soft = (1 - missed.square().sum(dim=1) / 2).numpy()
+        return Evaluation(metrics, right.numpy(), {"classes": classes.numpy()}, soft)
+
+    def calibrated(self, outputs: Tensor, found: Evaluation) -> tuple[Task, Evaluation]:
+        """See `Task.calibrated`: the temperature at which the anchor's probabilities are true ones, for all models.
+
+        Networks are far too certain, most of them, and quantisation makes them less so: their own Brier scores get
+        better by that, and noise of samples on which they are certain and wrong covers the rest.
+        """
+        import torch
+
+        labels = torch.from_numpy(found.extras["classes"])
+        task = self.model_copy()
+        task._temperature = temperature(logits_of(outputs), labels)
+        confidence = float((logits_of(outputs) / task._temperature).softmax(dim=1).amax(dim=1).mean())
+        if abs(confidence - found.metrics["top1"]) > CALIBRATED:
+            return self, found
+        return task, dataclasses.replace(found, soft=task.evaluate(lambda _: outputs, [(None, labels)]).soft)
 
     def pictures(self, comparison: Comparison) -> Pictures:
         """The change of each class: a plot, and the table ``classes``."""
