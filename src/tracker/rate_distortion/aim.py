@@ -14,8 +14,9 @@ from tracker.tasks.base import ROUNDING
 
 T = TypeVar("T")
 LEAST = 0.001  # a target's drop of which multiples are taken, at least
-# Of a search by divergence: how much its logarithm grows from place to place, about, and how near it must come.
+# How much the logarithm of a divergence grows from place to place, about; and how near to the wanted one is enough.
 SLOPE, CLOSE = 0.15, 0.25
+FARTHEST = 3.0  # that a logarithm is taken for: what is farther from a target tells no more
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,14 @@ class Found(Generic[T]):
             return within(self.judged, context)
         return self.bytes is not None and target.bytes is not None and self.bytes <= target.bytes
 
+    def beyond(self, context: Context) -> float:
+        """How far it is beyond where the target is reached: a logarithm that grows from place to place."""
+        target = context.target
+        if self.judged is None:
+            return math.log((target.bytes or 1) / max(self.bytes or 1, 1))
+        ratio = self.judged.bound / max(target.drop, LEAST)
+        return math.log(max(ratio, math.exp(-FARTHEST))) if ratio < math.exp(FARTHEST) else FARTHEST
+
 
 def within(judged: Judged, context: Context) -> bool:
     """Whether the drop is within the target's; NaN is not."""
@@ -55,7 +64,7 @@ def working_point(
     context: Context,
     seen: dict[int, Found[T]] | None = None,
 ) -> Found[T]:
-    """Bisect a scale of `count` places, of which the first is the largest and best.
+    """Search a scale of `count` places, of which the first is the largest and best: by interpolation, and bisection.
 
     Args:
         count: of places, from 0.
@@ -66,7 +75,7 @@ def working_point(
         seen: all places that were looked at are added to it.
 
     Returns:
-        For a drop, the last place found within it, some of those after the one that bisection
+        For a drop, the last place found within it, some of those after the one that the search
         gives among them, or the first of all where none is. For bytes, the first found within them.
 
     Raises:
@@ -84,7 +93,7 @@ def working_point(
     low, high = (-1, count - 1) if by_bytes else (0, count)
     best: Found[T] | None = None
     while high - low > 1:
-        found = at((low + high) // 2)
+        found = at(_between(low, high, {one.place: one.beyond(context) for one in seen.values()}))
         if found.meets(context):
             best = found
         if found.meets(context) is by_bytes:
@@ -103,6 +112,23 @@ def working_point(
             "this codec makes; raise it"
         )
     return last
+
+
+def _between(low: int, high: int, beyond: dict[int, float]) -> int:
+    """The next place to look at, between two that need not have been looked at.
+
+    Every third one is the middle, or what goes up and down could be approached from one side only.
+    """
+    if low in beyond and high in beyond and beyond[low] < beyond[high]:
+        guess = low + (high - low) * -beyond[low] / (beyond[high] - beyond[low])
+    elif low in beyond or high in beyond:
+        known = low if low in beyond else high
+        guess = known - beyond[known] / SLOPE
+    else:
+        guess = high / 3
+    if len(beyond) % 3 == 2:
+        guess = (low + high) / 2
+    return min(max(round(guess), low + 1), high - 1)
 
 
 def by_divergence(count: int, measure: Callable[[int], float], wanted: float) -> dict[int, float]:

@@ -24,7 +24,7 @@ from tracker.evaluation import cloned, on_device, tensor_bytes
 from tracker.rate_distortion.hooks import hooked
 
 Source = Literal["calibration", "synthetic"]
-SAMPLES, STEPS, RATE = 96, 80, 0.2  # of made inputs: how many, and how they are changed (Adam)
+SAMPLES, STEPS, RATE = 96, 40, 0.2  # of made inputs: how many, and how they are changed (Adam)
 PRIOR = 0.1  # weight of inputs being standard noise, over that of one BatchNorm
 ELEMENTS = 1 << 18  # of made inputs, about, where they are large
 LEAVES, FINE = 300, 2  # discs in a made picture, and the resolution they are drawn at, over the picture's
