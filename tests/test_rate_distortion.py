@@ -31,10 +31,11 @@ from tracker.frameworks.pytorch import state_tensors
 from tracker.rate_distortion import moments
 from tracker.rate_distortion.aim import by_divergence, working_point
 from tracker.rate_distortion.code_length import code_lengths
-from tracker.rate_distortion.inputs import made
+from tracker.rate_distortion.inputs import made, one_batch
 from tracker.rate_distortion.lagrangian import allocated, curve, prices
 from tracker.rate_distortion.moments import Entered, second_moments
 from tracker.rate_distortion.rounding import rounded
+from tracker.rate_distortion.sensitivity import sensitivities_on
 from tracker.scenarios.decision import expansion
 
 
@@ -111,6 +112,28 @@ def test_the_working_point_is_the_last_within_a_drop_or_the_first_within_bytes()
         aimed = Context(base.predict, base.calibration, 0, "cpu", target=target)
         found = working_point(64, int, lambda made: Judged(0.0, drops[made]), lambda made: 100 - made, aimed)
         assert found.made == last
+
+
+@pytest.mark.parametrize("growth", [0.05, 0.15, 0.4])
+@pytest.mark.parametrize("last", [3, 20, 61, 90, 147])
+def test_a_working_point_is_found_in_few_steps_where_drops_grow_evenly(growth: float, last: int) -> None:
+    base = context(nn.Identity())
+    looked: list[int] = []
+
+    def judge(place: int) -> Judged:
+        looked.append(place)
+        return Judged(0.0, 0.005 * math.exp(growth * (place - last - 0.5)))
+
+    for target in (Target(0.005, ahead=0), Target(0.0, 1000)):
+        looked.clear()
+        aimed = Context(base.predict, base.calibration, 0, "cpu", target=target)
+
+        def size(place: int) -> int:
+            looked.append(place)
+            return round(1000 * math.exp(growth * (last - 0.5 - place)))
+
+        found = working_point(148, int, judge, size, aimed)
+        assert found.place == last and len(looked) == len(set(looked)) <= 10, looked
 
 
 @pytest.mark.parametrize("growth", [0.05, 0.15, 0.4])
@@ -408,6 +431,16 @@ def test_made_inputs_have_the_statistics_of_the_norms() -> None:
     tokens = torch.arange(12).view(3, 4)
     assert sorted(made(own, tokens).flatten().tolist()) == list(range(12))
     assert all(parameter.requires_grad for parameter in own.anchor.parameters())
+
+
+def test_without_data_nothing_depends_on_the_seed() -> None:
+    model = network()
+    found = []
+    for seed in (0, 7):
+        own = dataclasses.replace(context(model), seed=seed)
+        assert torch.equal(one_batch("synthetic", own), one_batch("synthetic", context(model)))
+        found.append(sensitivities_on("synthetic", model, own))
+    assert all(torch.equal(values, found[1][name]) for name, values in found[0].items())
 
 
 def test_allocation_gives_sensitive_tensors_finer_steps_and_counts_norms() -> None:

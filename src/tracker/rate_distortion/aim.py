@@ -123,7 +123,7 @@ def _between(low: int, high: int, beyond: dict[int, float]) -> int:
         guess = low + (high - low) * -beyond[low] / (beyond[high] - beyond[low])
     elif low in beyond or high in beyond:
         known = low if low in beyond else high
-        guess = known - beyond[known] / SLOPE
+        guess = known - len(beyond) * beyond[known] / SLOPE  # a longer step where those before did not pass it
     else:
         guess = high / 3
     if len(beyond) % 3 == 2:

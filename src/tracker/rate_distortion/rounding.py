@@ -19,7 +19,7 @@ from tracker.rate_distortion.code_length import LARGEST, code_lengths
 DAMPING = 0.01  # of the mean diagonal, added to the covariance of inputs
 PRICES = {False: 0.5, True: 0.1}  # of bits, by whether quantisation is dependent: paths choose among fewer integers
 SLOPE = math.log(2) / 6  # of a uniform quantiser's squared error in squared steps by bits, which is 1/12 of 4^-bits
-PASSES = 2  # code lengths are those of the integers before
+PASSES = 2  # over paths: code lengths are those of the path before
 
 
 def rounded(weight: Tensor, covariance: Tensor, step: float, rate_weight: float) -> Tensor:
@@ -40,13 +40,13 @@ def rounded(weight: Tensor, covariance: Tensor, step: float, rate_weight: float)
     factor = inverse_factor(covariance[order][:, order])
     gains = gains_of(factor)
     price = rate_weight * SLOPE * float(gains.mean())
-    integers = (weight / step).round()
-    for _ in range(PASSES if rate_weight else 1):
-        lengths = code_lengths(integers)
-        found = _columns(weight[:, order] / step, factor, gains, price, lengths)
-        integers = torch.empty_like(found)
-        integers[:, order] = found
-    return integers
+    scaled = weight[:, order] / step
+    lengths = code_lengths(scaled.round())
+    if price:  # code lengths are those of the integers that are chosen, and without errors made up for these are alike
+        lengths = code_lengths(_cheapest(scaled, scaled.round(), float(gains.mean()), price * lengths))
+    found = torch.empty_like(scaled)
+    found[:, order] = _columns(scaled, factor, gains, price, lengths)
+    return found
 
 
 def on_path(weight: Tensor, covariance: Tensor, step: float, rate_weight: float, state: int = 0) -> tuple[Tensor, int]:
@@ -121,23 +121,22 @@ def _columns(scaled: Tensor, factor: Tensor, gains: Tensor, price: float, length
         price: of a bit, in the unit of gains.
         lengths: bits by magnitude.
     """
-    left = scaled.clone()
-    integers = torch.empty_like(scaled)
-    for column in range(scaled.shape[1]):
-        values = left[:, column]
+    left = scaled.T.contiguous()  # a column's values are next to each other, which is what takes the time
+    integers = torch.empty_like(left)
+    shares, weights, costs = factor / factor.diagonal()[:, None], gains.tolist(), price * lengths
+    for column, values in enumerate(left):
         best = values.round()
         if price:
-            best = _cheapest(values, best, gains[column], price, lengths)
-        integers[:, column] = best
-        error = (values - best) / factor[column, column]
-        left[:, column + 1 :] -= error[:, None] * factor[column, column + 1 :][None]
-    return integers
+            best = _cheapest(values, best, weights[column], costs)
+        integers[column] = best
+        left[column + 1 :].addr_(shares[column, column + 1 :], values - best, alpha=-1)
+    return integers.T.contiguous()
 
 
-def _cheapest(values: Tensor, nearest: Tensor, gain: Tensor, price: float, lengths: Tensor) -> Tensor:
+def _cheapest(values: Tensor, nearest: Tensor, gain: float, costs: Tensor) -> Tensor:
     """Of the nearest integer, the one next to it towards zero, and zero: that of the least error and rate together."""
-    below = nearest - nearest.sign()
-    candidates = torch.stack([nearest, below, torch.zeros_like(nearest)])
-    bits = lengths[candidates.abs().clamp(max=LARGEST + 1).long()]
-    costs = gain * (values - candidates).square() + price * bits
-    return candidates.gather(0, costs.argmin(0, keepdim=True))[0]
+    exact, most = values.abs(), nearest.abs()
+    candidates = torch.stack([most, (most - 1).clamp(min=0), torch.zeros_like(most)])
+    bits = costs[candidates.clamp(max=LARGEST + 1).long()]
+    found = torch.addcmul(bits, exact - candidates, exact - candidates, value=gain).argmin(0, keepdim=True)
+    return candidates.gather(0, found)[0] * values.sign()

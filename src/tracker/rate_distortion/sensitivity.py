@@ -13,7 +13,7 @@ from tracker.codecs.finetune import full_precision, repeatable
 from tracker.frameworks.pytorch import state_tensors
 from tracker.models import weights_digest
 from tracker.rate_distortion.distortion import Distortion, sensitivities
-from tracker.rate_distortion.inputs import Source, one_batch, split
+from tracker.rate_distortion.inputs import SEED, Source, one_batch, split
 
 BATCH = 64  # inputs at a time
 
@@ -28,7 +28,7 @@ def sensitivities_on(source: Source, model: nn.Module, context: Context) -> Mapp
     """
     key = f"sensitivities {source} {weights_digest(state_tensors(model))}"
     if key not in context.kept:
-        with repeatable(context.seed):
+        with repeatable(SEED if source == "synthetic" else context.seed):
             network = full_precision(model, context.device, copied=True)
             parameters = {name: p for name, p in network.named_parameters() if p.is_floating_point() and p.numel()}
             batches = split(one_batch(source, context), BATCH)
