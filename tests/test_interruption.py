@@ -137,15 +137,18 @@ def test_ctrl_c_and_sigterm_mark_the_run(
         run.again()
 
 
-def test_impatient_ctrl_c_still_marks_the_run(started: Callable[..., Started]) -> None:
-    """The second and third arrive while the run is being marked; the watchdog finishes what they interrupt."""
+@pytest.mark.parametrize("pause", [0.001, 0.03])
+def test_impatient_ctrl_c_still_marks_the_run(started: Callable[..., Started], pause: float) -> None:
+    """All that follow the first arrive while the run is being marked, or the end is told; the watchdog finishes what
+    they interrupt."""
     run = started()
     run.until_running()
-    for _ in range(3):
+    while run.process.poll() is None:
         os.kill(run.process.pid, signal.SIGINT)
-        time.sleep(0.03)
+        time.sleep(pause)
     ended, out, err = run.ended()
     assert ended == 130
+    assert "error: interrupted" in err
     assert "Traceback" not in out + err
     until(lambda: runs(run.folder, "compression")[0].info.status == "FAILED", seconds=30)
 

@@ -165,6 +165,7 @@ def overrides_first(words: Sequence[str]) -> list[str]:
 def main() -> int:
     """The command line, with one line for whatever the user can mend; the exit status."""
     signals.received.clear()
+    signals.ending.clear()
     signals.install()
     # Importing torch, nncodec, torchmetrics and mlflow makes millions of objects that stay; at Python's default
     # thresholds the garbage collector looks through all of them again and again, a quarter of the start-up time.
@@ -175,14 +176,25 @@ def main() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     warnings.filterwarnings("ignore", category=UserWarning, module=r"hydra\._internal")
     try:
-        status = ran()
-    except (KeyboardInterrupt, signals.Terminated) as error:
-        status, word = signals.STATUS[KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else signals.Terminated]
-        print(f"error: {word}{ENDED[bool(signals.begun)]}", file=sys.stderr)
+        try:
+            status = ran()
+        except (KeyboardInterrupt, signals.Terminated) as error:
+            status = interrupted(error)
+    except (KeyboardInterrupt, signals.Terminated) as error:  # an impatient one, before that could be told
+        status = interrupted(error)
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
     if "tracker.tracking.store" in sys.modules:
         sys.modules["tracker.tracking.store"].abandon()
+    return status
+
+
+def interrupted(error: BaseException) -> int:
+    """Tell of Ctrl-C or SIGTERM; the exit status."""
+    signals.ending.append("begun")
+    status, word = signals.STATUS[KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else signals.Terminated]
+    print(f"error: {word}{ENDED[bool(signals.begun)]}", file=sys.stderr)
+    signals.ending.append("told")
     return status
 
 

@@ -26,6 +26,7 @@ class Terminated(BaseException):
 received: list[type[BaseException]] = []
 holding: list[bool] = []
 begun: list[bool] = []
+ending: list[str] = []  # what has been done of an end that one of them caused: ``begun``, ``told``
 helpers: list[subprocess.Popen[bytes]] = []  # processes that end with this one
 STATUS = {KeyboardInterrupt: (130, "interrupted"), Terminated: (143, "terminated")}
 
@@ -71,6 +72,10 @@ def held() -> Iterator[None]:
 def _raiser(kind: type[BaseException]) -> Any:
     def handle(number: int, frame: FrameType | None) -> None:
         received.append(kind)
+        if "told" in ending:
+            _leave(STATUS[received[0]][0])  # whatever the end waits for
+        if ending:
+            return
         if holding and len(received) == 1:
             return  # for the next `check`; a second Ctrl-C does not wait
         if not begun and _importing(frame):
@@ -94,9 +99,13 @@ def _importing(frame: FrameType | None) -> bool:
 def _end(kind: type[BaseException]) -> NoReturn:
     """End the process as the command line would, by the system's own calls: any lock of Python's may be held here."""
     status, word = STATUS[kind]
+    os.write(2, f"error: {word} before a run began\n".encode())
+    _leave(status)
+
+
+def _leave(status: int) -> NoReturn:
     for process in helpers:
         process.terminate()
-    os.write(2, f"error: {word} before a run began\n".encode())
     os._exit(status)
 
 
