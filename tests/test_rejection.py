@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -163,6 +164,11 @@ def test_outputs_that_no_temperature_makes_true_are_judged_by_the_metric_alone(j
     outputs = torch.nn.functional.one_hot((labels + 1) % 4, 4).float() * 40
     task, found = job.task.calibrated(outputs, job.task.evaluate(lambda _: outputs, [(None, labels)]))
     assert task is job.task and found.soft is None
+    outputs[3] = torch.nan
+    task, found = job.task.calibrated(outputs, found)
+    assert task is job.task and found.soft is None
+    plain = dataclasses.replace(found, extras={})
+    assert job.task.calibrated(torch.randn(100, 4), plain) == (job.task, plain)
 
 
 def test_few_samples_that_are_all_right_leave_a_temperature_within_its_limits() -> None:
