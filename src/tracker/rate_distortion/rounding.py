@@ -41,9 +41,10 @@ def rounded(weight: Tensor, covariance: Tensor, step: float, rate_weight: float)
     gains = gains_of(factor)
     price = rate_weight * SLOPE * float(gains.mean())
     scaled = weight[:, order] / step
-    lengths = code_lengths(scaled.round())
+    nearest = scaled.round()
+    lengths = code_lengths(nearest)
     if price:  # code lengths are those of the integers that are chosen, and without errors made up for these are alike
-        lengths = code_lengths(_cheapest(scaled, scaled.round(), float(gains.mean()), price * lengths))
+        lengths = code_lengths(_cheapest(scaled, nearest, float(gains.mean()), price * lengths))
     found = torch.empty_like(scaled)
     found[:, order] = _columns(scaled, factor, gains, price, lengths)
     return found
