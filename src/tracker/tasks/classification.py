@@ -14,6 +14,7 @@ from tracker.tasks.chances import logits_of, temperature
 from tracker.tasks.pictures import Comparison, Pictures
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from tracker.tasks.base import Predict
@@ -92,12 +93,19 @@ class Classification(Task):
         if logits.shape[1] >= 5:
             metrics["top5"] = accuracy(5)
         right = (logits.argmax(dim=1) == classes).double().unsqueeze(1)
-        soft = None
-        if self._temperature is not None:
-            chances = (logits_of(logits).double() / self._temperature).softmax(dim=1)
-            missed = chances - torch.nn.functional.one_hot(classes, logits.shape[1])
-            soft = (1 - missed.square().sum(dim=1) / 2).numpy()
+        soft = self._soft(logits_of(logits), classes)
         return Evaluation(metrics, right.numpy(), {"classes": classes.numpy()}, soft)
+
+    def _soft(self, logits: Tensor, classes: Tensor) -> np.ndarray | None:
+        """The soft scores, once there is a temperature."""
+        import torch
+
+        if self._temperature is None:
+            return None
+        chances = (logits.double() / self._temperature).softmax(dim=1)
+        missed = chances - torch.nn.functional.one_hot(classes, logits.shape[1])
+        soft: np.ndarray = (1 - missed.square().sum(dim=1) / 2).numpy()
+        return soft
 
     def calibrated(self, outputs: Tensor, found: Evaluation) -> tuple[Task, Evaluation]:
         """See `Task.calibrated`: the temperature at which the anchor's probabilities are true ones, for all models.
@@ -109,13 +117,13 @@ class Classification(Task):
 
         if "classes" not in found.extras:  # of somebody's own `evaluate`
             return self, found
-        labels = torch.from_numpy(found.extras["classes"])
+        logits, classes = logits_of(outputs), torch.from_numpy(found.extras["classes"])
         task = self.model_copy()
-        task._temperature = temperature(logits_of(outputs), labels)
-        confidence = float((logits_of(outputs) / task._temperature).softmax(dim=1).amax(dim=1).mean())
+        task._temperature = temperature(logits, classes)
+        confidence = float((logits / task._temperature).softmax(dim=1).amax(dim=1).mean())
         if not abs(confidence - found.metrics["top1"]) <= CALIBRATED:  # nor is a NaN
             return self, found
-        return task, dataclasses.replace(found, soft=task.evaluate(lambda _: outputs, [(None, labels)]).soft)
+        return task, dataclasses.replace(found, soft=task._soft(logits, classes))
 
     def pictures(self, comparison: Comparison) -> Pictures:
         """The change of each class: a plot, and the table ``classes``."""
