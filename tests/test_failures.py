@@ -121,6 +121,16 @@ def test_refused_configurations_by_a_new_process(tracker: Callable, tmp_path: Pa
     assert not left - {"mlflow.lock"}  # the store that was being prepared is given up
 
 
+@pytest.mark.parametrize("word, kept", [("wanted\n", True), ("", False)])
+def test_a_store_is_made_beforehand_and_kept_only_if_it_is_wanted(tmp_path: Path, word: str, kept: bool) -> None:
+    """However slow the command is to refuse its configuration, or if it was killed meanwhile."""
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+    command = [sys.executable, "-m", "tracker.tracking.store"]
+    done = subprocess.run(command, input=word, text=True, env=environment, capture_output=True)
+    assert done.returncode == (0 if kept else 1), done.stderr
+    assert {path.name for path in tmp_path.glob("*")} == {"mlflow.lock", *(["mlflow.db"] if kept else [])}
+
+
 STAGES = '''
 from tracker.codecs import Coder, Transform
 

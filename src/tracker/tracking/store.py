@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,7 @@ def prepare(uri: str) -> None:
     """Begin to set up a new SQLite store in another process.
 
     MLflow takes seconds to make its tables, and so does this process to import torch and nncodec: side by side they
-    cost little. `connect` waits for it.
+    cost little. The store gets its name only when `connect` asks for it: a command that is refused leaves none.
     """
     if outage.is_server(uri) and uri not in connected:
         _check_server(uri)
@@ -73,7 +74,7 @@ def prepare(uri: str) -> None:
         subprocess.Popen(
             command,
             env=environment,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -85,20 +86,26 @@ def abandon() -> None:
     while preparing:
         process = preparing.pop()
         process.terminate()
-        process.wait()
+        process.communicate()
 
 
-def connect(uri: str) -> MlflowClient:
+def _asked_for() -> bool:
+    """Wait, as the process that `prepare` began, until the store is wanted; not if the other process has ended."""
+    return bool(sys.stdin.readline())
+
+
+def connect(uri: str, wanted: Callable[[], bool] = lambda: True) -> MlflowClient:
     """A client for a store that is there.
 
     Args:
         uri: an MLflow tracking URI; a new SQLite file is set up, by one process at a time.
+        wanted: whether a new SQLite file is to be kept, asked when it is whole; if not, this process ends.
 
     Raises:
         TrackerError: the server does not answer, or the store cannot be opened.
     """
     while preparing:
-        preparing.pop().wait()  # what went wrong there goes wrong below as well, and is told
+        preparing.pop().communicate(b"wanted\n")  # what went wrong there goes wrong below as well, and is told
     if outage.is_server(uri):
         outage.mend_requests()
         if uri not in connected:  # one that did answer is waited for
@@ -136,7 +143,7 @@ def connect(uri: str) -> MlflowClient:
         # MLflow creates and migrates tables when it opens a database; two processes doing so at once fail.
         with FileLock(file.with_suffix(".lock")):
             if not file.exists():
-                _create(file)
+                _create(file, wanted)
             client = MlflowClient(uri)
             client.search_experiments(max_results=1)
         return client
@@ -170,7 +177,7 @@ def _check_database(uri: str) -> None:
         engine.dispose()
 
 
-def _create(file: Path) -> None:
+def _create(file: Path, wanted: Callable[[], bool]) -> None:
     """A new SQLite store, under its name only when it is whole: half of MLflow's tables could never be opened again."""
     from mlflow import MlflowClient
 
@@ -181,6 +188,8 @@ def _create(file: Path) -> None:
         client.search_experiments(max_results=1)
         client._tracking_client.store._dispose_engine()
         sqlite.write_ahead(partial)
+        if not wanted():
+            sys.exit(1)
         partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)
@@ -242,4 +251,4 @@ def _check_folder(folder: Path) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # by an exception, so that nothing is left behind
-    connect(tracking_uri())
+    connect(tracking_uri(), _asked_for)
