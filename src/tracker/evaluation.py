@@ -14,8 +14,9 @@ from tqdm import tqdm
 from tracker.anchors.base import Anchor
 from tracker.data.base import Samples
 from tracker.errors import TrackerError
-from tracker.frameworks import load_framework
+from tracker.frameworks import layout, load_framework
 from tracker.memory import keep_freed_memory
+from tracker.nested import cloned, on_device, tensor_bytes
 from tracker.tasks.base import Evaluation, Task
 
 if TYPE_CHECKING:
@@ -216,6 +217,27 @@ def predict_one(anchor: Anchor, model: Any, task: Task, inputs: Any, device: str
         return _predictor(anchor, model, task, device)(batch)[0].cpu()
 
 
+def settle_layout(anchor: Anchor, model: Any, batches: Batches) -> None:
+    """Let an anchor's models be given images as they are convolved fastest; see `layout.settle`.
+
+    Args:
+        anchor, model: as for `evaluate`, the model on the CPU.
+        batches: of which the first two samples are taken, or one where two cannot be stacked.
+    """
+    from torch.utils.data import default_collate
+
+    dtype = load_framework(anchor.framework).dtype(model)
+    try:
+        samples = [batches.sample(index)[0] for index in range(min(2, len(batches.samples)))]
+        try:
+            inputs = default_collate(samples)
+        except (RuntimeError, TypeError):
+            inputs = default_collate(samples[:1])
+    except Exception:  # whatever is wrong with the samples is told where they are evaluated
+        return
+    layout.settle(anchor, model, on_device(inputs, "cpu", dtype))
+
+
 def _predictor(anchor: Anchor, model: Any, task: Task, device: str) -> Callable[[Any], Tensor]:
     """The model's outputs for inputs on the device; whatever it raises is told in one line."""
     keep_freed_memory()
@@ -225,7 +247,7 @@ def _predictor(anchor: Anchor, model: Any, task: Task, device: str) -> Callable[
 
     def predict(inputs: Any) -> Tensor:
         try:
-            return anchor.predict(model, on_device(inputs, device, dtype))
+            return layout.predict(anchor, model, on_device(inputs, device, dtype))
         except (TrackerError, MemoryError, OSError):
             raise
         except torch.OutOfMemoryError as error:
@@ -243,32 +265,3 @@ def _moved(batches: Batches, device: str, label: str) -> Iterator[tuple[Any, Any
     """Batches on the device, with a progress bar on a terminal."""
     for inputs, targets in tqdm(batches, desc=f"evaluate {label}", unit="batch", disable=None, leave=False):
         yield on_device(inputs, device, None), on_device(targets, device, None)
-
-
-def on_device(value: Any, device: str, dtype: torch.dtype | None) -> Any:
-    """Tensors in nested containers on a device, floating-point ones in a dtype."""
-    if isinstance(value, torch.Tensor):
-        return value.to(device, dtype if value.is_floating_point() else None)
-    if isinstance(value, dict):
-        return {key: on_device(item, device, dtype) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return type(value)(on_device(item, device, dtype) for item in value)
-    return value
-
-
-def cloned(value: Any) -> Any:
-    """Copies of the tensors in nested containers."""
-    if isinstance(value, torch.Tensor):
-        return value.clone()
-    if isinstance(value, dict):
-        return {key: cloned(item) for key, item in value.items()}
-    return type(value)(cloned(item) for item in value) if isinstance(value, tuple | list) else value
-
-
-def tensor_bytes(value: Any) -> int:
-    """Bytes of the tensors in nested containers."""
-    if isinstance(value, torch.Tensor):
-        return value.numel() * value.element_size()
-    if isinstance(value, dict):
-        return sum(tensor_bytes(item) for item in value.values())
-    return sum(tensor_bytes(item) for item in value) if isinstance(value, tuple | list) else 0

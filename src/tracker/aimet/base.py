@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from tracker.errors import TrackerError
-from tracker.evaluation import on_device
 from tracker.frameworks.pytorch import FRAMEWORK
+from tracker.nested import on_device
 
 if TYPE_CHECKING:
     from tracker.codecs.base import Context

@@ -14,7 +14,7 @@ from torch import Tensor
 from tracker.aimet.compressor import replaced
 from tracker.codecs.base import Context
 from tracker.errors import TrackerError
-from tracker.evaluation import cloned
+from tracker.nested import cloned
 
 POINTS = 10  # of each image, a number that AIMET has fixed
 

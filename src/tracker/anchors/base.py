@@ -6,6 +6,8 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pydantic import PrivateAttr
+
 from tracker.component import Component
 from tracker.errors import TrackerError
 
@@ -25,6 +27,7 @@ class Anchor(Component):
     framework: ClassVar[str] = "pytorch"  # a module of tracker.frameworks
 
     name: str
+    _channels_last: bool = PrivateAttr(default=False)
 
     @abstractmethod
     def build(self) -> Any:
@@ -109,6 +112,15 @@ class Anchor(Component):
         else:
             output = model(inputs)
         return output_tensor(output)
+
+    @property
+    def images_channels_last(self) -> bool:
+        """Whether batches of images are given to its models in that memory layout; see `frameworks.layout`."""
+        return self._channels_last
+
+    def remember_layout(self, channels_last: bool) -> None:
+        """Give images to its models with channels last, or as they are."""
+        self._channels_last = channels_last
 
 
 def output_tensor(output: Any) -> torch.Tensor:

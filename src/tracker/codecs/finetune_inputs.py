@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tracker.codecs.base import Context
 from tracker.errors import TrackerError
-from tracker.evaluation import cloned, tensor_bytes
+from tracker.nested import cloned, tensor_bytes
 
 KEPT_BYTES = 512 * 2**20  # of training inputs; more of them are decoded again in every epoch
 STEPS, SIZES = 64, (4, 32)  # wanted in an epoch, and the smallest and largest batch for it

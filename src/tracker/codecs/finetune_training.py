@@ -16,8 +16,9 @@ from tqdm import tqdm
 from tracker.codecs.base import Context
 from tracker.codecs.finetune_inputs import Inputs, side
 from tracker.errors import TrackerError
-from tracker.evaluation import KEPT_BYTES, cloned, on_device, tensor_bytes
+from tracker.evaluation import KEPT_BYTES
 from tracker.frameworks.pytorch import refuse_program
+from tracker.nested import cloned, on_device, tensor_bytes
 
 if TYPE_CHECKING:
     from tracker.codecs.finetune import Finetune

@@ -23,10 +23,10 @@ from tracker.decomposition.keras_split import decomposed, pair_of
 from tracker.decomposition.report import reported
 from tracker.decomposition.scores import Agreement, Scores, scores_key, write_json
 from tracker.errors import TrackerError, unknown_layer
-from tracker.evaluation import on_device
 from tracker.frameworks.keras import FRAMEWORK
 from tracker.frameworks.keras_graph import replaceable
 from tracker.frameworks.keras_names import layers_by_name
+from tracker.nested import on_device
 from tracker.structure import Edit
 
 if TYPE_CHECKING:

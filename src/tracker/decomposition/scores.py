@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from tracker.cache import cache_folder
 from tracker.errors import TrackerError
-from tracker.evaluation import KEPT_BYTES, cloned, on_device, tensor_bytes
+from tracker.evaluation import KEPT_BYTES
 from tracker.frameworks import load_framework
+from tracker.nested import cloned, on_device, tensor_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor

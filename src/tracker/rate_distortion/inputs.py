@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from tracker.codecs.base import Context
-from tracker.evaluation import cloned, on_device, tensor_bytes
+from tracker.nested import cloned, on_device, tensor_bytes
 from tracker.rate_distortion.hooks import hooked
 
 Source = Literal["calibration", "synthetic"]

@@ -17,8 +17,8 @@ from tracker.codecs.base import Context
 from tracker.codecs.finetune_inputs import Inputs, side
 from tracker.codecs.finetune_training import parameters_of
 from tracker.errors import TrackerError
-from tracker.evaluation import cloned, on_device
 from tracker.frameworks.pytorch import has_bfloat16
+from tracker.nested import cloned, on_device
 from tracker.rate_distortion.distortion import Distortion
 from tracker.rate_distortion.embeddings import embeddings
 from tracker.rate_distortion.latent import Latent

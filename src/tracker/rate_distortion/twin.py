@@ -21,7 +21,7 @@ from torch import Tensor
 from tracker.codecs.base import Coder, Context, Stage
 from tracker.codecs.records import Cost, Judged, TensorRecord, Transformed
 from tracker.errors import TrackerError
-from tracker.evaluation import cloned
+from tracker.nested import cloned, mapped
 from tracker.tasks.chances import are_chances
 
 if TYPE_CHECKING:
@@ -233,15 +233,6 @@ class Renaming(Coder):
     def _back(self, values: Mapping[str, R]) -> dict[str, R]:
         own = {name: here for here, name in self._studio.twin.names.items()}
         return {own[name]: value for name, value in values.items()}
-
-
-def mapped(inputs: Any, change: Callable[[Any], Any]) -> Any:
-    """Inputs with each tensor changed."""
-    if isinstance(inputs, dict):
-        return {key: mapped(value, change) for key, value in inputs.items()}
-    if isinstance(inputs, tuple | list):
-        return type(inputs)(mapped(value, change) for value in inputs)
-    return change(inputs)
 
 
 def _channels_last(model: Any) -> bool:

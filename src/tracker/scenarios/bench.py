@@ -21,9 +21,10 @@ from tracker.codecs.base import Context
 from tracker.codecs.records import Target
 from tracker.data.base import shuffled
 from tracker.errors import TrackerError
-from tracker.evaluation import Batches, cloned, evaluate, predict_one
-from tracker.frameworks import load_framework
+from tracker.evaluation import Batches, evaluate, predict_one, settle_layout
+from tracker.frameworks import layout, load_framework
 from tracker.memory import peak_memory_mib
+from tracker.nested import cloned
 from tracker.scenarios.decision import Judge
 from tracker.scenarios.job import Job, Stopwatch
 from tracker.structure import Edit, rebuild
@@ -78,6 +79,8 @@ class Bench:
             self.check(job.codec)
         if eager:  # another process may still be making the store, and here they are in nobody's time
             self.load(job.codec)
+        if self.device == "cpu":
+            settle_layout(job.anchor, self.model, self.batches)
         self.uri = store.tracking_uri()
         self.client: MlflowClient = store.connect(self.uri)
         name = job.settings.tracking.experiment or job.anchor.name
@@ -167,7 +170,7 @@ class Bench:
         wanted = job.task.tolerance if aim.drop is None else aim.drop
         target = Target(wanted, aim.bytes, aim.ahead)
         return Context(
-            job.anchor.predict,
+            functools.partial(layout.predict, job.anchor),
             lambda: (inputs for inputs, _ in batches("calibration")),
             job.settings.seed,
             self.device,

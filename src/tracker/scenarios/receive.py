@@ -16,7 +16,7 @@ from tracker import models
 from tracker.bitstream import bitstream_bytes
 from tracker.component import Component, build
 from tracker.errors import TrackerError
-from tracker.evaluation import Batches, evaluate
+from tracker.evaluation import Batches, evaluate, settle_layout
 from tracker.receiver import decode_model
 from tracker.scenarios.job import Job
 from tracker.tracking.summary import metrics_text
@@ -54,6 +54,8 @@ def run(job: Job) -> dict[str, Any]:
     )
     seconds = time.perf_counter() - began
     size = bitstream_bytes(scenario.bitstream)
+    if device == "cpu":
+        settle_layout(job.anchor, model, batches)
     found = evaluate(job.anchor, model, job.task, batches, device, "decoded").metrics
     log.info(
         "%s decoded from %s bytes in %.2f s: %s on %s/%s",

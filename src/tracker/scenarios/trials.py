@@ -19,9 +19,9 @@ from tracker.bitstream.state import coded_part, with_coded
 from tracker.codecs.chain import Codec, build_codec
 from tracker.codecs.records import Entry
 from tracker.errors import TrackerError
-from tracker.evaluation import tensor_bytes
 from tracker.memory import peak_memory_mib
 from tracker.models import weights_digest
+from tracker.nested import tensor_bytes
 from tracker.scenarios import compression, results
 from tracker.scenarios.aiming import refuse_target
 from tracker.scenarios.bench import Bench
