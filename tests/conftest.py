@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Before torch is imported, here and by the commands that tests start: threads that fight for the same cores wait
     # for each other in loops, which makes everything several times slower.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What Numba compiles takes seconds, and is the same for all workers and for all commands that tests start.
+os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"tracker-tests-numba-{os.getuid()}"))
 
 Completed = subprocess.CompletedProcess[str]
 Here = Callable[..., Completed]

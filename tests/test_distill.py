@@ -263,11 +263,14 @@ def test_training_becomes_bolder_until_it_has_to_mend() -> None:
     assert following(done((4, 0.0)), True, strict) == bolder
     for last in (False, True):
         mended = following(done((4, 0.0), (8, 0.1)), last, by_drop)
-        assert mended.weight < 8 and not mended.bold and mended.finer == 1
+        assert mended.weight < 8 and not mended.bold and mended.finer == 0.8
         again = following(done((8, 0.1), (4, 0.1)), last, by_drop)
         assert again.weight < 4 and not again.bold and again.finer == 0.8
-    slightly = following(done((8, 0.006), (4, 0.0056)), False, by_drop)
-    assert slightly.finer == pytest.approx((0.005 / 0.0056) ** 0.5) and not slightly.bold
+    # Two thirds are left by a round that mends, and then all by the next one: the fourth power of what is too much.
+    for rounds, left in ((done((8, 0.01)), 0.0065), (done((8, 0.006), (4, 0.0056)), 0.0056)):
+        slightly = following(rounds, False, by_drop)
+        assert slightly.finer == pytest.approx((0.0045 / left) ** 0.25) and not slightly.bold
+    assert following(done((8, 0.0056)), False, by_drop).finer == 1  # training alone mends that
     assert following(done((8, 0.1), (4, math.nan)), False, by_drop).finer == 0.8
     # 250 bytes at 4, and 125 at 8: bytes fall with lambda.
     by_bytes = dataclasses.replace(context, target=Target(0.005, 200))

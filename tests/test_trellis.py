@@ -22,9 +22,10 @@ from tracker.codecs.nnc_steps import step_size
 from tracker.codecs.round import Round
 from tracker.errors import TrackerError
 from tracker.frameworks.pytorch import state_tensors
-from tracker.rate_distortion import trellis
+from tracker.rate_distortion import viterbi
 from tracker.rate_distortion.rounding import on_path, rounded
-from tracker.rate_distortion.trellis import NEXT, best_path
+from tracker.rate_distortion.trellis import best_path
+from tracker.rate_distortion.viterbi import NEXT
 
 
 def walked(levels: Iterable[int], state: int = 0) -> tuple[int, list[int]]:
@@ -105,8 +106,8 @@ def test_rows_are_one_path_in_parts_and_blocks_too(monkeypatch: pytest.MonkeyPat
         assert multiple == 0 or multiple % 2 == odd
         state = NEXT[state][(abs(multiple) + odd) // 2 & 1]
     assert state == end
-    monkeypatch.setattr(trellis, "BLOCK", 5)
-    monkeypatch.setattr(trellis, "ELEMENTS", 1000)
+    monkeypatch.setattr(viterbi, "EACH", 100)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     parts, again = on_path(weight, covariance, 1.0, 0.1)
     assert torch.equal(whole, parts) and end == again
 

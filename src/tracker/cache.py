@@ -38,7 +38,8 @@ def keep_libraries_tidy() -> None:
         folder = cache_folder()
     except TrackerError:  # told by whoever needs it
         return
-    for name, inner in {"MPLCONFIGDIR": "matplotlib", "TORCHINDUCTOR_CACHE_DIR": "torchinductor"}.items():
+    folders = {"MPLCONFIGDIR": "matplotlib", "TORCHINDUCTOR_CACHE_DIR": "torchinductor", "NUMBA_CACHE_DIR": "numba"}
+    for name, inner in folders.items():
         os.environ.setdefault(name, str(folder / inner))
 
 
