@@ -191,7 +191,11 @@ def test_a_judge_of_images_takes_the_distance_to_the_anchors_outputs() -> None:
     given = [one + 0.01 * (1 + n) * torch.randn(1, 24, 24, generator=generator) for n, one in enumerate(originals)]
     task = Grey(batch_size=2)
     anchor = SimpleNamespace(
-        name="same", framework="pytorch", predict=lambda model, inputs: model(inputs), preprocess=lambda sample: sample
+        name="same",
+        framework="pytorch",
+        images_channels_last=False,
+        predict=lambda model, inputs: model(inputs),
+        preprocess=lambda sample: sample,
     )
     data = SimpleNamespace(samples=lambda split: list(zip(given, originals, strict=True)))
     settings = SimpleNamespace(target=Aim(), transparency=Transparency(), seed=0)
