@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -16,6 +16,7 @@ T = TypeVar("T")
 LEAST = 0.001  # a target's drop of which multiples are taken, at least
 # How much the logarithm of a divergence grows from place to place, about; and how near to the wanted one is enough.
 SLOPE, CLOSE = 0.15, 0.25
+NEAR = 0.5  # within which a divergence tells where the wanted one is
 FARTHEST = 3.0  # that a logarithm is taken for: what is farther from a target tells no more
 
 
@@ -131,8 +132,11 @@ def _between(low: int, high: int, beyond: dict[int, float]) -> int:
     return min(max(round(guess), low + 1), high - 1)
 
 
-def by_divergence(count: int, measure: Callable[[int], float], wanted: float) -> dict[int, float]:
+def by_divergence(count: int, measure: Callable[[int], float], wanted: float) -> tuple[int, dict[int, float]]:
     """Look for the place of a divergence by the secant method: its logarithm grows nearly evenly.
+
+    Single networks lie above and below that by some tenths, so the place is the mean of what those near it say; or
+    what training begins with, and so what it ends with, would be a matter of luck.
 
     Args:
         count: of places, from 0.
@@ -140,7 +144,7 @@ def by_divergence(count: int, measure: Callable[[int], float], wanted: float) ->
         wanted: divergence.
 
     Returns:
-        Divergences by place, in the order in which they were measured; the nearest to the wanted one comes last.
+        The place, and divergences by place, in the order in which they were measured.
     """
     logs: dict[int, float] = {}
     place, slope = count // 3, SLOPE
@@ -149,9 +153,17 @@ def by_divergence(count: int, measure: Callable[[int], float], wanted: float) ->
         if abs(logs[place]) < CLOSE:
             break
         if len(logs) > 1:
-            before, last = list(logs)[-2:]
-            slope = min(max((logs[last] - logs[before]) / (last - before), SLOPE / 5), 3 * SLOPE)
+            slope = _slope(logs, *list(logs)[-2:])
         place = min(max(place - round(logs[place] / slope), 0), count - 1)
     nearest = min(logs, key=lambda one: (abs(logs[one]), -one))
-    logs[nearest] = logs.pop(nearest)
-    return {one: wanted * math.exp(log) for one, log in logs.items()}
+    slope = _slope(logs, min(logs), max(logs))
+    near = [one - log / slope for one, log in logs.items() if abs(log) < NEAR] or [nearest]
+    found = min(max(round(sum(near) / len(near)), 0), count - 1)
+    return found, {one: wanted * math.exp(log) for one, log in logs.items()}
+
+
+def _slope(logs: Mapping[int, float], one: int, other: int) -> float:
+    """Of logarithms between two places, as far as it can be."""
+    if one == other:
+        return SLOPE
+    return min(max((logs[other] - logs[one]) / (other - one), SLOPE / 5), 3 * SLOPE)

@@ -121,12 +121,12 @@ def aimed(codec: Codec, where: Pivot, draft: Draft, shop: Workshop, run: Run | M
 
 def _of_divergence(chain: list[Codec], through: Through, shop: Workshop) -> tuple[int, list[dict[str, Any]]]:
     """The place from which training begins, and what was measured on the way."""
-    measured = by_divergence(
+    chosen, measured = by_divergence(
         len(chain),
         lambda place: shop.divergence(chain[place], through(chain[place])),
         BEGINS * max(shop.context.target.drop, LEAST),
     )
-    return list(measured)[-1], [{"place": place, "divergence": value} for place, value in measured.items()]
+    return chosen, [{"place": place, "divergence": value} for place, value in measured.items()]
 
 
 def _of_target(
