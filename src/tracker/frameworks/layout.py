@@ -58,10 +58,10 @@ def settle(anchor: Anchor, model: Any, inputs: Any) -> None:
         with torch.inference_mode():
             wanted = anchor.predict(model, cloned(inputs)).float()
             found = anchor.predict(model, mapped(cloned(inputs), channels_last)).float()
+        same = wanted.shape == found.shape and bool((wanted - found).abs().max() <= SAME * wanted.abs().max())
     except Exception as error:  # a model's own code raises what it likes; where it is the inputs', evaluation tells it
         log.debug("images keep their layout: %s", error)
         return
-    same = wanted.shape == found.shape and bool((wanted - found).abs().max() <= SAME * wanted.abs().max())
     anchor.remember_layout(same)
 
 
