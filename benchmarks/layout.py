@@ -49,7 +49,7 @@ def measured(job: Job) -> bool:
     model = job.anchor.build()
     FRAMEWORK.fill(model, job.anchor.weights(), "the anchor's weights")
     batches = Batches(job.data.samples("search"), job.anchor, job.task)
-    settle_layout(job.anchor, model.eval(), batches)
+    settle_layout(job.anchor, model.eval(), batches, "cpu")
     taken = job.anchor.images_channels_last
     first, _ = next(iter(batches))
 

@@ -73,7 +73,7 @@ def test_it_is_taken_where_it_changes_nothing(last: str, taken: bool) -> None:
     model = anchor.build()
     given = batches(anchor)
     before = evaluate(anchor, model, given.task, given, "cpu", "evaluate")
-    settle_layout(anchor, model, given)
+    settle_layout(anchor, model, given, "cpu")
     assert anchor.images_channels_last is taken
     Noted.seen = []
     after = evaluate(anchor, model, given.task, given, "cpu", "evaluate")
@@ -86,10 +86,10 @@ def test_it_is_taken_where_it_changes_nothing(last: str, taken: bool) -> None:
 def test_images_of_several_sizes_and_none_at_all() -> None:
     Noted.seen = []
     anchor = Small(name="small", last="noted")
-    settle_layout(anchor, anchor.build(), batches(anchor, [torch.randn(3, 8, 8), torch.randn(3, 9, 7)]))
+    settle_layout(anchor, anchor.build(), batches(anchor, [torch.randn(3, 8, 8), torch.randn(3, 9, 7)]), "cpu")
     assert anchor.images_channels_last
     for other in ([torch.randn(3)], [torch.randn(2, 8, 8)], ["no image"]):  # nothing to lay out, or nothing that runs
-        settle_layout(anchor, anchor.build(), batches(anchor, other))
+        settle_layout(anchor, anchor.build(), batches(anchor, other), "cpu")
         assert not anchor.images_channels_last
 
 

@@ -217,13 +217,16 @@ def predict_one(anchor: Anchor, model: Any, task: Task, inputs: Any, device: str
         return _predictor(anchor, model, task, device)(batch)[0].cpu()
 
 
-def settle_layout(anchor: Anchor, model: Any, batches: Batches) -> None:
+def settle_layout(anchor: Anchor, model: Any, batches: Batches, device: str) -> None:
     """Let an anchor's models be given images as they are convolved fastest; see `layout.settle`.
 
     Args:
         anchor, model: as for `evaluate`, the model on the CPU.
         batches: of which the first two samples are taken, or one where two cannot be stacked.
+        device: that models will be evaluated on; it is for the CPU only.
     """
+    if device != "cpu" or anchor.framework != "pytorch":
+        return
     from torch.utils.data import default_collate
 
     dtype = load_framework(anchor.framework).dtype(model)

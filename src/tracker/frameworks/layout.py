@@ -42,7 +42,7 @@ def predict(anchor: Anchor, model: Any, inputs: Any) -> Tensor:
 
 
 def settle(anchor: Anchor, model: Any, inputs: Any) -> None:
-    """Find out whether an anchor's models take images with channels last: whether they run, and give the same.
+    """Find out whether an anchor's PyTorch models take images with channels last: whether they run, and give the same.
 
     Some do not: what a convolution gives is in the same layout then, and cannot be flattened by ``view``.
 
@@ -52,7 +52,7 @@ def settle(anchor: Anchor, model: Any, inputs: Any) -> None:
         inputs: a batch, as `Anchor.predict` takes it.
     """
     anchor.remember_layout(False)
-    if anchor.framework != "pytorch" or not _images(inputs):
+    if not _images(inputs):
         return
     try:
         with torch.inference_mode():

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 STATES = 8
 NEXT = ((0, 2), (7, 5), (1, 3), (6, 4), (2, 0), (5, 7), (3, 1), (4, 6))  # by state and by the integer's parity
-BEFORE = np.array([[[s, p] for s, pair in enumerate(NEXT) for p in (0, 1) if pair[p] == after] for after in range(8)])
+BEFORE = np.array(
+    [[[s, p] for s, pair in enumerate(NEXT) for p in (0, 1) if pair[p] == after] for after in range(STATES)]
+)
 BLOCK = 32  # columns, after which those beyond are changed
 EACH = 1 << 16  # values, from which rows are divided among cores
 
@@ -106,12 +108,7 @@ def _rows(
                 origin, origin_other = origin_other, origin
             end = begin + width
             for state in range(STATES):
-                other[state, end:] = left[origin[state], end:]
-                rest = other[state, end:]
-                for at in range(width):
-                    error, shares = errors[state, at], factor[begin + at, end:]
-                    for later in range(len(rest)):
-                        rest[later] -= error * shares[later]
+                _make_up(left[origin[state]], errors[state], factor, begin, end, other[state])
             left, other = other, left
         last = ends[row] if ends[row] >= 0 else np.argmin(cost)
         ends[row] = last
@@ -119,6 +116,17 @@ def _rows(
             levels[row, column] = chosen[column, last]
             last = sources[column, last]
             odd[row, column] = last & 1
+
+
+@njit(nogil=True, cache=True)
+def _make_up(given: Any, errors: Any, factor: Any, begin: Any, end: Any, other: Any) -> None:
+    """What is left of a row beyond a block, in which a survivor made some errors: the last one is filled."""
+    other[end:] = given[end:]
+    rest = other[end:]
+    for at in range(end - begin):
+        error, shares = errors[at], factor[begin + at, end:]  # a row's part: of a square's, strides are not known
+        for later in range(len(rest)):
+            rest[later] -= error * shares[later]
 
 
 @njit(nogil=True, cache=True)

@@ -79,8 +79,7 @@ class Bench:
             self.check(job.codec)
         if eager:  # another process may still be making the store, and here they are in nobody's time
             self.load(job.codec)
-        if self.device == "cpu":
-            settle_layout(job.anchor, self.model, self.batches)
+        settle_layout(job.anchor, self.model, self.batches, self.device)
         self.uri = store.tracking_uri()
         self.client: MlflowClient = store.connect(self.uri)
         name = job.settings.tracking.experiment or job.anchor.name

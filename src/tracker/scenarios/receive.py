@@ -54,8 +54,7 @@ def run(job: Job) -> dict[str, Any]:
     )
     seconds = time.perf_counter() - began
     size = bitstream_bytes(scenario.bitstream)
-    if device == "cpu":
-        settle_layout(job.anchor, model, batches)
+    settle_layout(job.anchor, model, batches, device)
     found = evaluate(job.anchor, model, job.task, batches, device, "decoded").metrics
     log.info(
         "%s decoded from %s bytes in %.2f s: %s on %s/%s",
