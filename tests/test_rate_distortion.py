@@ -108,7 +108,12 @@ def test_the_working_point_is_the_last_within_a_drop_or_the_first_within_bytes()
     assert search(5, Target(-1.0)) == 0  # nothing is within it: the best there is
     # Drops that fall again: what bisection meets first, and four places further; or all of them.
     drops = [0.0] * 21 + [1.0] * 4 + [0.0] + [1.0] * 14 + [0.0] + [1.0] * 23
-    for target, last in ((Target(0.5, ahead=0), 20), (Target(0.5), 25), (Target(0.5, ahead=1000), 40)):
+    for target, last in (
+        (Target(0.5, ahead=0), 20),
+        (Target(0.5), 20),
+        (Target(0.5, ahead=4), 25),
+        (Target(0.5, ahead=1000), 40),
+    ):
         aimed = Context(base.predict, base.calibration, 0, "cpu", target=target)
         found = working_point(64, int, lambda made: Judged(0.0, drops[made]), lambda made: 100 - made, aimed)
         assert found.made == last
@@ -146,7 +151,7 @@ def test_a_divergence_is_found_in_a_few_steps(growth: float) -> None:
             return math.exp(growth * place + 0.02 * math.sin(place))
 
         place, found = by_divergence(100, measure, math.exp(growth * wanted))
-        assert abs(place - min(wanted, 99)) <= 1 and len(asked) == len(set(asked)) <= 8
+        assert abs(place - min(wanted, 99)) <= 1 and len(asked) == len(set(asked)) <= 16
         for one, value in found.items():
             assert value == pytest.approx(math.exp(growth * one + 0.02 * math.sin(one)))
     # Where nothing diverges, the last place is it; and no list is too short.
@@ -158,8 +163,8 @@ def test_a_divergence_is_found_beside_what_single_places_say() -> None:
     """Networks that lie above and below what is usual by a fifth: the place differs by one, not by three."""
     for seed in range(20):
         noise = np.random.default_rng(seed).uniform(-0.2, 0.2, 100)
-        place, _ = by_divergence(100, lambda place: math.exp(0.13 * place + noise[place]), math.exp(0.13 * 62))  # noqa: B023
-        assert abs(place - 62) <= 1.6, (seed, place)
+        place, _ = by_divergence(100, lambda place: math.exp(0.1 * place + noise[place]), math.exp(0.1 * 62))  # noqa: B023
+        assert abs(place - 62) <= 1, (seed, place)
 
 
 def test_rates_and_errors_in_a_table_are_those_of_nncodec(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

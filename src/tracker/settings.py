@@ -42,7 +42,7 @@ class Aim(Section):
         "the drop on this one decides",
     )
     ahead: int = Field(
-        default=4,
+        default=2,
         ge=0,
         le=10_000,
         description="how many working points beyond the last one within `drop` are looked at, as drops go up and down; "

@@ -27,7 +27,7 @@ from tracker.rate_distortion.plan import Plan
 from tracker.rate_distortion.quantised import Quantised
 from tracker.rate_distortion.rounds import Round, Work, chosen, following, hopeless, told
 from tracker.rate_distortion.start import CAREFUL, MANNERS, MILD, start
-from tracker.rate_distortion.training import SAMPLES, Training
+from tracker.rate_distortion.training import Training
 from tracker.rate_distortion.twin import in_pytorch
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 FIRST = 3.0  # duration of the first round, over that of each other
+MADE = 48  # inputs in a batch, where they are made
 RESCUES = 2  # rounds that are added, where none is good enough
 
 
@@ -79,7 +80,8 @@ class Distill(Trained):
         default="auto", description="of kl's probabilities; auto: 4, or 1 where all of them count, as in perplexity"
     )
     batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
-        default="auto", description="48, or 4 where squares of images are trained on, each of which has many outputs"
+        default="auto",
+        description="16 where the likeliest class counts, else 48; 4 squares of images, each of which has many outputs",
     )
     crop: Literal["auto"] | int | None = Field(default="auto", description="as for finetune")
     shift: float = Field(default=0.125, ge=0, le=0.5, description="inputs that are images move by up to this share")
@@ -107,7 +109,7 @@ class Distill(Trained):
         if context.judge is None:
             raise TrackerError("distill needs a data set with a search split, to find how small is still transparent")
         if self.inputs == "synthetic":
-            alone = split(one_batch("synthetic", context), SAMPLES)
+            alone = split(one_batch("synthetic", context), MADE)
             context = dataclasses.replace(context, training=lambda: alone, calibration=lambda: alone)
         with repeatable(context.seed):
             teacher = full_precision(context.anchor, context.device, copied=True)

@@ -106,7 +106,7 @@ class Target:
 
     drop: float = 0.0
     bytes: int | None = None
-    ahead: int = 4
+    ahead: int = 2
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+import numpy as np
 
 from tracker.codecs.base import Context
 from tracker.codecs.records import Judged
@@ -13,10 +15,11 @@ from tracker.errors import TrackerError
 from tracker.tasks.base import ROUNDING
 
 T = TypeVar("T")
+FIRST = 0.6  # of all places, where nothing is known: from 0.5 to 0.9 is what most targets ask for
 LEAST = 0.001  # a target's drop of which multiples are taken, at least
 # How much the logarithm of a divergence grows from place to place, about; and how near to the wanted one is enough.
 SLOPE, CLOSE = 0.15, 0.25
-NEAR = 0.5  # within which a divergence tells where the wanted one is
+AROUND, APART = 8, 2  # places before and after such a one that are measured too, and how far apart
 FARTHEST = 3.0  # that a logarithm is taken for: what is farther from a target tells no more
 
 
@@ -126,7 +129,7 @@ def _between(low: int, high: int, beyond: dict[int, float]) -> int:
         known = low if low in beyond else high
         guess = known - len(beyond) * beyond[known] / SLOPE  # a longer step where those before did not pass it
     else:
-        guess = high / 3
+        guess = FIRST * high
     if len(beyond) % 3 == 2:
         guess = (low + high) / 2
     return min(max(round(guess), low + 1), high - 1)
@@ -135,8 +138,8 @@ def _between(low: int, high: int, beyond: dict[int, float]) -> int:
 def by_divergence(count: int, measure: Callable[[int], float], wanted: float) -> tuple[int, dict[int, float]]:
     """Look for the place of a divergence by the secant method: its logarithm grows nearly evenly.
 
-    Single networks lie above and below that by some tenths, so the place is the mean of what those near it say; or
-    what training begins with, and so what it ends with, would be a matter of luck.
+    Single networks lie above and below that by some tenths, so the place is where a line through many divergences
+    around it meets the wanted one; or what training begins with, and so what it ends with, would be a matter of luck.
 
     Args:
         count: of places, from 0.
@@ -147,23 +150,32 @@ def by_divergence(count: int, measure: Callable[[int], float], wanted: float) ->
         The place, and divergences by place, in the order in which they were measured.
     """
     logs: dict[int, float] = {}
-    place, slope = count // 3, SLOPE
-    while place not in logs:
-        logs[place] = math.log(max(measure(place), 1e-12) / wanted)
-        if abs(logs[place]) < CLOSE:
-            break
+
+    def at(place: int) -> float:
+        if place not in logs:
+            logs[place] = math.log(max(measure(place), 1e-12) / wanted)
+        return logs[place]
+
+    place, slope = int(FIRST * count), SLOPE
+    while place not in logs and abs(at(place)) >= CLOSE:
         if len(logs) > 1:
             slope = _slope(logs, *list(logs)[-2:])
         place = min(max(place - round(logs[place] / slope), 0), count - 1)
-    nearest = min(logs, key=lambda one: (abs(logs[one]), -one))
-    slope = _slope(logs, min(logs), max(logs))
-    near = [one - log / slope for one, log in logs.items() if abs(log) < NEAR] or [nearest]
-    found = min(max(round(sum(near) / len(near)), 0), count - 1)
+    middle = min(logs, key=lambda one: (abs(logs[one]), -one))
+    near = [one for one in range(middle - AROUND, middle + AROUND + 1, APART) if 0 <= one < count]
+    slope, level = _line(near, [at(one) for one in near])
+    found = min(max(round(-level / slope), near[0]), near[-1])
     return found, {one: wanted * math.exp(log) for one, log in logs.items()}
 
 
 def _slope(logs: Mapping[int, float], one: int, other: int) -> float:
     """Of logarithms between two places, as far as it can be."""
-    if one == other:
-        return SLOPE
     return min(max((logs[other] - logs[one]) / (other - one), SLOPE / 5), 3 * SLOPE)
+
+
+def _line(places: Sequence[int], logs: Sequence[float]) -> tuple[float, float]:
+    """The slope, as far as it can be, and the level at 0 of the line with the least squared errors."""
+    middle, level = np.mean(places), np.mean(logs)
+    slope = float(np.polyfit(places, logs, 1)[0]) if len(places) > 1 else SLOPE
+    slope = min(max(slope, SLOPE / 5), 3 * SLOPE)
+    return slope, float(level - slope * middle)

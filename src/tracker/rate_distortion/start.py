@@ -26,11 +26,12 @@ class Manner(NamedTuple):
 
     Attributes:
         coarser: its step sizes at first, over those that it is given.
-        weight: the first lambda, over the distortion of what it is given.
+        weight: the first lambda, over the distortion of what it begins from, quantised with the given step sizes.
         learning_rate: of weights.
         frozen: the share of a round after which step sizes stay where they are, on the grid.
         vectors: the step sizes of norms and biases, over those that it is given; they stay. Bits cost more here than
             where they were chosen, by about the square of this.
+        samples: in a batch.
     """
 
     coarser: float
@@ -38,18 +39,20 @@ class Manner(NamedTuple):
     learning_rate: float
     frozen: float
     vectors: float
+    samples: int
 
 
 # Classes stay the same under far more divergence, once it is trained to do no harm; so do squared errors that come from
-# weights which nothing before training has made better than rounding to the nearest does.
-MANNERS = {"kl": Manner(2.0, 10.0, 1.5e-3, 0.7, 4.0), "mse": Manner(2.0, 8.0, 3e-3, 0.7, 4.0)}
+# weights which nothing before training has made better than rounding to the nearest does. Where classes are learned,
+# what samples teach differs little, and many steps with few of them are worth more than few steps with many.
+MANNERS = {"kl": Manner(2.0, 0.8, 1.5e-3, 0.7, 4.0, 16), "mse": Manner(2.0, 8.0, 3e-3, 0.7, 4.0, 48)}
 # A network that is much larger than its data need loses all its weights to zero then, and is begun once more this way.
-MILD = Manner(1.3, 0.7, 1.5e-3, 0.7, 4.0)
+MILD = Manner(1.3, 0.15, 1.5e-3, 0.7, 4.0, 16)
 # Where all probabilities count, as in perplexity, training can undo divergence, but no more may be left of it.
-STRICT = Manner(1.5, 2.0, 1.5e-3, 0.7, 2.0)
+STRICT = Manner(1.5, 2.0, 1.5e-3, 0.7, 2.0, 48)
 # Where integers were chosen by squared errors, they suffer from every change, and to get steps on the grid changes all
 # weights of a layer by some percent. With 6 dB for each bit, lambda is 2 ln 2 times the distortion that it leads to.
-CAREFUL = Manner(1.0, 1.4, 2e-4, 0.0, 1.0)
+CAREFUL = Manner(1.0, 1.4, 2e-4, 0.0, 1.0, 48)
 
 
 class Start(NamedTuple):
@@ -57,7 +60,7 @@ class Start(NamedTuple):
 
     Attributes:
         weight: the first lambda, over the distortion.
-        distortion: of what training is given.
+        distortion: of what training begins from, quantised with the step sizes that it is given.
         given: that, which is left where no training does better; bits and loss are those of what it is coded as.
         judged: what the split for decisions says of it.
     """
@@ -104,10 +107,11 @@ def start(training: Training, context: Context) -> Start:
         before = full_precision(context.unrounded, context.device, copied=True)
         plain_norms(before)
         latent.set_values(dict(before.named_parameters()))
-    latent.set_steps(
-        {name: way.coarser * (UNIFORM if name in dependent else 1.0) * size for name, size in latent.given.items()}
-    )
-    return Start(way.weight, max(loss, 1e-12), given, judged)
+    sizes = {name: (UNIFORM if name in dependent else 1.0) * size for name, size in latent.given.items()}
+    latent.set_steps(sizes)
+    distortion = training.distortion(latent.quantised()[0])
+    latent.set_steps({name: way.coarser * size for name, size in sizes.items()})
+    return Start(way.weight, max(distortion, 1e-12), given, judged)
 
 
 def by_trellis(name: str, context: Context) -> bool:

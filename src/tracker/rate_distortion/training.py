@@ -30,7 +30,7 @@ from tracker.rate_distortion.start import Manner, manner
 if TYPE_CHECKING:
     from tracker.codecs.distill import Distill
 
-SAMPLES, SQUARES = 48, 4  # in a batch
+SQUARES = 4  # in a batch
 CALMER = 0.3  # learning rate of rounds that mend, over that of others
 WARM = 0.03  # the share of a round in which the learning rate rises
 RATES = {"weights": 1.0, "vectors": 2.0, "steps": 10.0}  # learning rates, over that of weights
@@ -96,14 +96,14 @@ class Training:
         self.generator = torch.Generator().manual_seed(context.seed)
         first = on_device(next(iter(context.training())), context.device, torch.float32)
         crop = side(context.predict, teacher, first) if options.crop == "auto" else options.crop
-        size = options.batch_size if options.batch_size != "auto" else SQUARES if crop else SAMPLES
-        self.inputs = Inputs(context, size, crop, self.generator)
         output = self.taught(first)
         auto = SOFTENED if context.by_choice else 1.0
         temperature = auto if options.temperature == "auto" else options.temperature
         self.distance = Distortion.fitting(context, output, options.loss, temperature)
         rate = options.learning_rate
         self.manner = way or manner(self.distance.kind, self.latent, context)
+        size = options.batch_size if options.batch_size != "auto" else SQUARES if crop else self.manner.samples
+        self.inputs = Inputs(context, size, crop, self.generator)
         self.latent.coarsen(self.manner.vectors)
         self.learning_rate = self.manner.learning_rate if rate == "auto" else rate
         self.shifted = isinstance(first, Tensor) and first.ndim == 4 and not crop and self.distance.kind == "kl"

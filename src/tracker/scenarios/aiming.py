@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 
 Through = Callable[[Codec], Draft]
 # Where training changes nearly all, it begins at a divergence from the anchor's classes of so many times the drop that
-# is wanted: drops of single networks are noisy, and it must begin neither too fine nor too coarse.
-BEGINS = 6.0
+# is wanted, in a network that is rounded to the nearest: drops of single networks are noisy, and it must begin neither
+# too fine nor too coarse. (With `round` an eighth of that is left, but noisier from place to place, and it takes long.)
+BEGINS = 48.0
 
 
 class Pivot(NamedTuple):
@@ -104,11 +106,13 @@ def aimed(codec: Codec, where: Pivot, draft: Draft, shop: Workshop, run: Run | M
 
     chain = [with_stage(codec, where.stage, place) for place in places]
 
-    def through(changed: Codec) -> Draft:  # made for its figure and given up: models of all places would not fit
-        return shop.through(changed, where.first, where.last, draft)
+    def through(changed: Codec, last: str = where.last) -> Draft:
+        # Made for its figure and given up: models of all places would not fit.
+        return shop.through(changed, where.first, last, draft)
 
     if is_bold(codec, where, shop):
-        chosen, rows = _of_divergence(chain, through, shop)
+        following = codec.stages[codec.stages.index(where.stage) + 1]
+        chosen, rows = _of_divergence(chain, functools.partial(through, last=following), shop)
     else:
         context = shop.context
         if where.last != codec.coder_name:  # what only begins there needs a drop to begin with, whatever its target
