@@ -280,13 +280,23 @@ def test_training_becomes_bolder_until_it_has_to_mend() -> None:
         assert smaller.weight < 8 and not smaller.bold
 
 
-def test_rounds_with_finer_steps_are_added_where_nothing_is_good_enough(cache: Path) -> None:
+def test_rounds_with_finer_steps_are_added_where_nothing_is_good_enough(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[torch.Tensor] = []
+    begin = Latent.begin
+
+    def begun(self: Latent, learned: bool, finer: float) -> None:
+        begin(self, learned, finer)
+        sizes.append(self.logs.detach().clone())
+
+    monkeypatch.setattr(Latent, "begin", begun)
     model, context = linear()
     lost = dataclasses.replace(context, judge=lambda model: Judged(1.0, 1.0), target=Target(0.5))
     stage = Distill(loss="mse", batch_size=16, steps=40, rounds=2)
     rows = stage.apply(copy.deepcopy(model), lost).tables["rounds"]
-    bits = [row["bits per weight"] for row in rows]
-    assert len(rows) == 5 and bits[2] + 0.1 < bits[3] and bits[3] + 0.1 < bits[4]
+    assert len(rows) == 5 and len(sizes) == 4
+    assert (sizes[2] < sizes[1] - 0.1).all() and (sizes[3] < sizes[2] - 0.1).all()
     # Not where one is, nor where what is asked for leaves no choice.
     assert len(stage.apply(copy.deepcopy(model), context).tables["rounds"]) == 3
     fixed = stage.model_copy(update={"rate_weight": 1.0})
@@ -362,6 +372,30 @@ def test_step_sizes_of_a_round_are_learned_or_stay_and_may_become_finer() -> Non
     assert latent.frozen
     assert latent.named_sizes()["w"] == float(latent.sizes()[0]) == pytest.approx(0.8 * step_size(-13, 2), rel=0.1)
     assert latent.named_sizes()["w"] < step_size(-13, 2)
+
+
+def test_what_goes_to_and_fro_settles_where_it_is_on_the_whole() -> None:
+    """The last twenty steps count, or so; and only those of the round."""
+    latent = Latent({"w": torch.zeros(1, 2), "b": torch.zeros(2)}, {"w": 0.1}, {"b": 0.01})
+
+    def average(count: int, at: float) -> None:
+        for number in range(count):
+            latent.set_values({"w": torch.tensor([[0.14 if number % 4 else 0.26, at]]), "b": torch.tensor([at, 1.0])})
+            latent.average()
+
+    average(40, 5.0)
+    latent.begin(False, 1.0)
+    average(4, 0.0)
+    latent.settle()
+    assert latent.weights.tolist() == pytest.approx([0.17, 0.0]) and latent.vectors.tolist() == [0.0, 1.0]
+    average(200, 1.0)
+    latent.settle()
+    assert latent.weights.tolist() == pytest.approx([0.17, 1.0], abs=0.005)
+    assert latent.snapshot().values["w"].tolist() == [pytest.approx([0.2, 1.0])]
+    before = latent.weights.clone()
+    latent.begin(False, 1.0)
+    latent.settle()
+    assert torch.equal(latent.weights, before)
 
 
 @pytest.mark.parametrize("finer", [0.98, 0.945, 0.8])
@@ -513,7 +547,7 @@ def test_where_bold_training_loses_all_it_is_begun_once_more_with_care(
     kind: str, here: Here, ready: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """First with a smaller lambda; and where even the last fails, what came to it is coded: it is within the target."""
-    monkeypatch.setattr(aiming, "BEGINS", 100.0)
+    monkeypatch.setattr(aiming, "BEGINS", 800.0)
     monkeypatch.setitem(MANNERS, "kl", MANNERS["kl"]._replace(weight=1e5))
     monkeypatch.setattr(distill, "MILD", MILD._replace(weight=1e5))
     if kind == "strict":

@@ -15,6 +15,7 @@ from torch import Tensor
 from tracker.rate_distortion.code_length import bits_of, code_lengths, quantised
 from tracker.rate_distortion.quantised import Quantised, allowed, on_grid
 
+RECENT = 20  # steps, over which values are averaged
 NEXT = 0.12  # a bit more than half of the largest distance between step sizes on the grid, as a logarithm
 
 
@@ -25,6 +26,8 @@ class Latent:
         weights: of all weight tensors, shape (weights,).
         vectors: norms and biases, shape (values,); their step sizes stay.
         logs: logarithms of the weights' step sizes, shape (weight tensors,).
+        means: of weights and vectors over recent steps, by name; empty until there are such.
+        averaged: steps that means are of.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], sizes: Mapping[str, float], fine: Mapping[str, float]) -> None:
@@ -45,6 +48,8 @@ class Latent:
         self.coarsen(1.0)
         self.logs = torch.zeros(len(sizes), device=self.device, requires_grad=True)
         self.lengths: Tensor | None = None
+        self.means: dict[str, Tensor] = {}
+        self.averaged = 0
         self.set_steps(sizes)
 
     @property
@@ -104,6 +109,25 @@ class Latent:
         if finer != 1:
             self.set_steps(self._finer(finer))
         self.logs.requires_grad_(learned)
+        self.means, self.averaged = {}, 0
+
+    def average(self) -> None:
+        """Take the values as they are into their means."""
+        self.averaged += 1
+        for name, leaf in (("weights", self.weights), ("vectors", self.vectors)):
+            mean = self.means.setdefault(name, leaf.detach().clone())
+            mean.lerp_(leaf.detach(), 1 / min(self.averaged, RECENT))
+
+    def settle(self) -> None:
+        """Values become their means, if there are such.
+
+        Weights between two integers go to and fro, and where they are in the end is a matter of luck (Nagel et al.
+        2022, "Overcoming Oscillations in Quantization-Aware Training").
+        """
+        with torch.no_grad():
+            for name, mean in self.means.items():
+                self.leaves()[name].copy_(mean)
+        self.lengths = None
 
     def _finer(self, finer: float) -> dict[str, float]:
         """Step sizes on the grid that are finer on the whole: what one tensor cannot be, the next one is."""

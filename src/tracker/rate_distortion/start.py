@@ -49,7 +49,7 @@ MANNERS = {"kl": Manner(2.0, 0.8, 1.5e-3, 0.7, 4.0, 16), "mse": Manner(2.0, 8.0,
 # A network that is much larger than its data need loses all its weights to zero then, and is begun once more this way.
 MILD = Manner(1.3, 0.15, 1.5e-3, 0.7, 4.0, 16)
 # Where all probabilities count, as in perplexity, training can undo divergence, but no more may be left of it.
-STRICT = Manner(1.5, 2.0, 1.5e-3, 0.7, 2.0, 48)
+STRICT = Manner(1.5, 0.5, 1.5e-3, 0.7, 2.0, 48)
 # Where integers were chosen by squared errors, they suffer from every change, and to get steps on the grid changes all
 # weights of a layer by some percent. With 6 dB for each bit, lambda is 2 ln 2 times the distortion that it leads to.
 CAREFUL = Manner(1.0, 1.4, 2e-4, 0.0, 1.0, 48)

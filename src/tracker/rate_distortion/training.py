@@ -189,7 +189,10 @@ class Training:
                 if number % REFRESHED == 0:
                     self.latent.refresh()
                 losses.append(self._step(inputs, plan.weight * distortion))
+                if self.latent.frozen:
+                    self.latent.average()
                 bar.update(int(100 * done) - bar.n)
+        self.latent.settle()
         last = losses[-max(1, len(losses) // 10) :]
         loss = sum(last) / len(last) if last else self.distortion(self.latent.quantised()[0])
         return dataclasses.replace(self.latent.snapshot(), loss=loss), spent + time.monotonic() - began
@@ -212,9 +215,16 @@ class Training:
             for name, value in state.items()
         }
         leaves = {f"latent.{name}": leaf.detach() for name, leaf in self.latent.leaves().items()}
-        frozen = torch.tensor(self.latent.frozen)
-        unseen = self.unseen.clone()
-        return {**leaves, **moments, "frozen": frozen, "unseen": unseen, "generator": self.generator.get_state()}
+        means = {f"mean.{name}": mean.clone() for name, mean in self.latent.means.items()}
+        return {
+            **leaves,
+            **moments,
+            **means,
+            "averaged": torch.tensor(self.latent.averaged),
+            "frozen": torch.tensor(self.latent.frozen),
+            "unseen": self.unseen.clone(),
+            "generator": self.generator.get_state(),
+        }
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from what `state` gave."""
@@ -222,6 +232,10 @@ class Training:
             for name, leaf in self.latent.leaves().items():
                 leaf.copy_(tensors[f"latent.{name}"])
         self.latent.lengths = None
+        self.latent.averaged = int(tensors["averaged"])
+        self.latent.means = {
+            name.removeprefix("mean."): tensor.clone() for name, tensor in tensors.items() if name.startswith("mean.")
+        }
         self.latent.logs.requires_grad_(not tensors["frozen"])
         self.unseen.copy_(tensors["unseen"])
         found: dict[int, dict[str, Tensor]] = {}
