@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 FIRST = 3.0  # duration of the first round, over that of each other
 MADE = 48  # inputs in a batch, where they are made
-RESCUES = 2  # rounds that are added, where none is good enough
+RESCUES = 3  # rounds that are added, where none is good enough
 
 
 class Distill(Trained):

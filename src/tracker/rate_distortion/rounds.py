@@ -28,9 +28,10 @@ log = logging.getLogger(__name__)
 FACTOR = 1.5  # by which lambda changes from round to round
 HOPELESS = 4.0  # times the target's drop
 FINEST = 0.8  # by which step sizes become smaller from round to round, at most, where too much is lost
-# What is lost falls as about the fourth power of step sizes where training makes use of them. A round that mends leaves
-# about two thirds of it after a bold one, and nearly all after another one that mends; and a little room is left.
-POWER, MENDED, ROOM = 4, 0.65, 0.9
+# What is lost falls as about the fourth power of step sizes where training makes use of them; a little room is left.
+# Where only the likeliest of classes counts, most of it is noise: with a tenth of them changed, a drop on another split
+# is known to half a percent, and steps that are much finer would gain little for many bytes.
+POWERS, ROOM = {False: 4, True: 8}, 0.9
 
 
 @dataclass(eq=False)
@@ -203,7 +204,7 @@ def following(done: list[Round], last: bool, context: Context) -> Plan:
     if before.good_enough(context):
         mends = last and context.by_choice  # where classes are noisy, a step that is too bold is likelier than not
         return Plan(before.weight, False) if mends else Plan(before.weight * FACTOR, True)
-    twice = len(done) > 1 and not done[-2].good_enough(context)
-    lost = before.judged.bound * (1.0 if twice else MENDED)
-    finer = (ROOM * max(context.target.drop, LEAST) / lost) ** (1 / POWER) if lost > 0 else 0.0  # NaN is not
+    lost = before.judged.bound
+    power = POWERS[context.by_choice and context.classes is not None]
+    finer = (ROOM * max(context.target.drop, LEAST) / lost) ** (1 / power) if lost > 0 else 0.0  # NaN is not
     return Plan(before.weight / FACTOR, False, min(max(FINEST, finer), 1.0))
