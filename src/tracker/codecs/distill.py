@@ -64,8 +64,8 @@ class Distill(Trained):
         default=None,
         gt=0,
         allow_inf_nan=False,
-        description="lambda, over the distortion of what training is given; null: the largest that stays transparent "
-        "on the search split",
+        description="lambda, over the distortion of what training begins from; null: the largest that stays "
+        "transparent on the search split",
     )
     learning_rate: Literal["auto"] | Annotated[float, Field(gt=0, le=1)] = Field(
         default="auto",
