@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -159,18 +159,13 @@ def by_divergence(count: int, measure: Callable[[int], float], wanted: float) ->
     place, slope = int(FIRST * count), SLOPE
     while place not in logs and abs(at(place)) >= CLOSE:
         if len(logs) > 1:
-            slope = _slope(logs, *list(logs)[-2:])
+            slope, _ = _line(list(logs)[-2:], list(logs.values())[-2:])
         place = min(max(place - round(logs[place] / slope), 0), count - 1)
     middle = min(logs, key=lambda one: (abs(logs[one]), -one))
     near = [one for one in range(middle - AROUND, middle + AROUND + 1, APART) if 0 <= one < count]
     slope, level = _line(near, [at(one) for one in near])
     found = min(max(round(-level / slope), near[0]), near[-1])
     return found, {one: wanted * math.exp(log) for one, log in logs.items()}
-
-
-def _slope(logs: Mapping[int, float], one: int, other: int) -> float:
-    """Of logarithms between two places, as far as it can be."""
-    return min(max((logs[other] - logs[one]) / (other - one), SLOPE / 5), 3 * SLOPE)
 
 
 def _line(places: Sequence[int], logs: Sequence[float]) -> tuple[float, float]:
