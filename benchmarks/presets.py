@@ -10,12 +10,14 @@ too; with --as-measured a scan that takes the drop on the search split as it is 
 over the baseline's: see LIMITS, and a tenth more on anchors that nobody tuned for; and sizes of several seeds within
 5 % of each other; with --others, that no other transparent way is as small as any preset.
 Prints a Markdown table; with --others also a plot for each anchor, presets-ANCHOR.png in the current folder: rate
-against drop. The runs go to the tracking store as usual.
+against drop. The runs go to the tracking store as usual; which they were is kept in presets.json in the current folder,
+and --resume takes those that are finished from there, for a call of hours that was interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import sys
@@ -37,14 +39,21 @@ UNTUNED = {
     "denoiser_photographs": OUTPUTS,
 }
 FOLDER = Path(__file__).parent
+KEPT = Path("presets.json")
 MARGIN = 1.1  # on anchors that nobody tuned for
 SCAN = ["+codec=nnc", "target.drop=${task.tolerance}", "target.ahead=1000"]
+# AIMET's own are 10,000 and 15,000 for each layer, and hours for a network of 56 layers; sizes hardly depend on them.
+ADAROUND = [
+    "+codec=[quantsim,zstd]",
+    "codec.quantsim.rounding=adaround",
+    "codec.quantsim.adaround_iterations=2000",
+]
 OTHERS = {
     "int8": ["+codec=int8"],
     "int4": ["+codec=int4"],
     "fp16": ["+codec=fp16"],
-    "AdaRound 8 bits": ["+codec=[quantsim,zstd]", "codec.quantsim.bits=8", "codec.quantsim.rounding=adaround"],
-    "AdaRound 4 bits": ["+codec=[quantsim,zstd]", "codec.quantsim.bits=4", "codec.quantsim.rounding=adaround"],
+    "AdaRound 8 bits": [*ADAROUND, "codec.quantsim.bits=8"],
+    "AdaRound 4 bits": [*ADAROUND, "codec.quantsim.bits=4"],
     "pruned 0.5, zstd": ["+codec=[sparsify,zstd]", "codec.sparsify.sparsity=0.5"],
     "pruned 0.8, zstd": ["+codec=[sparsify,zstd]", "codec.sparsify.sparsity=0.8"],
     "nnc sparsity 0.5": ["+codec=nnc", "codec.nnc.sparsity=0.5"],
@@ -53,13 +62,32 @@ OTHERS = {
 }
 
 
-def runs(anchor: str, words: list[str], count: int = 1) -> list[Any]:
-    """The runs that a command makes; none where it fails, with its last line as a comment."""
-    own = ["tracking.registered_model=false", "tracking.evaluate_stages=false"]
-    found = compression_runs(f"presets-{anchor}", count, [*words, *own], strict=False)
-    if len(found) < count:
-        print(f"<!-- {len(found)} of {count} runs of {' '.join(words)} -->", flush=True)
-    return found
+class Runs:
+    """What commands make, and have made."""
+
+    def __init__(self, resume: bool) -> None:
+        """Nothing is known yet, or what an earlier call finished."""
+        self.kept: dict[str, list[str]] = json.loads(KEPT.read_text()) if resume and KEPT.exists() else {}
+
+    def of(self, anchor: str, words: list[str], count: int = 1) -> list[Any]:
+        """The runs that a command makes; fewer where it fails, with a comment."""
+        command = " ".join(words)
+        if command in self.kept:
+            from mlflow import MlflowClient
+
+            from tracker.tracking.store import tracking_uri
+
+            return [MlflowClient(tracking_uri()).get_run(one) for one in self.kept[command]]
+        own = ["tracking.registered_model=false", "tracking.evaluate_stages=false"]
+        found = compression_runs(f"presets-{anchor}", count, [*words, *own], strict=False)
+        if len(found) < count:
+            print(f"<!-- {len(found)} of {count} runs of {command} -->", flush=True)
+            return found
+        self.kept[command] = [run.info.run_id for run in found]
+        part = KEPT.with_suffix(".part")
+        part.write_text(json.dumps(self.kept, indent=1))
+        part.replace(KEPT)
+        return found
 
 
 def row(anchor: str, label: str, found: list[Any], baseline: float | None, limit: float | None) -> tuple[str, bool]:
@@ -103,25 +131,25 @@ def plotted(anchor: str, points: dict[str, list[Any]]) -> None:
     figure.savefig(f"presets-{anchor}.png")
 
 
-def measured(anchor: str, chosen: argparse.Namespace) -> bool:
+def measured(anchor: str, chosen: argparse.Namespace, runs: Runs) -> bool:
     """The lines of one anchor; whether all that must hold does."""
     limits = LIMITS.get(anchor) or {name: round(MARGIN * limit, 3) for name, limit in UNTUNED.get(anchor, {}).items()}
     common = [f"anchor={anchor}"]
     common += [f"data.root={chosen.data_root.resolve()}"] if anchor in LIMITS else []
     common += ["--config-dir", str(FOLDER / "untuned" / "conf")] if anchor in UNTUNED else []
-    base = runs(anchor, [*common, *SCAN])
+    base = runs.of(anchor, [*common, *SCAN])
     if not base:
         return False
     points = {"global qp": base}
     line, well = row(anchor, "nnc, every qp", base, None, None)
     print(line, flush=True)
     size = base[0].data.metrics["size/bitstream_bytes"]
-    plain = runs(anchor, [*common, *SCAN, "target.confidence=null"]) if chosen.as_measured else []
+    plain = runs.of(anchor, [*common, *SCAN, "target.confidence=null"]) if chosen.as_measured else []
     if plain:
         print(row(anchor, "nnc, every qp, the drop as it is", plain, size, None)[0], flush=True)
     for preset in chosen.preset or ("nnc_fast", "nnc_calibrated", "nnc_best"):
         seeds = ",".join(map(str, range(chosen.seeds)))
-        found = runs(anchor, [*common, f"+codec={preset}", f"seed={seeds}", *chosen.words], chosen.seeds)
+        found = runs.of(anchor, [*common, f"+codec={preset}", f"seed={seeds}", *chosen.words], chosen.seeds)
         if not found:
             well = False
             continue
@@ -130,7 +158,7 @@ def measured(anchor: str, chosen: argparse.Namespace) -> bool:
         points[preset] = found
         well = well and holds
     for label, words in OTHERS.items() if chosen.others else ():
-        found = runs(anchor, [*common, *words])
+        found = runs.of(anchor, [*common, *words])
         if found:
             points[label] = found
             print(row(anchor, label, found, size, None)[0], flush=True)
@@ -164,6 +192,7 @@ def main() -> None:
     parser.add_argument(
         "--as-measured", action="store_true", help="a second scan, by the drop on the search split alone"
     )
+    parser.add_argument("--resume", action="store_true", help="take what presets.json says is finished")
     parser.add_argument("words", nargs="*", help="further words for the presets' command lines")
     chosen = parser.parse_args()
     anchors = chosen.anchor or list(UNTUNED if chosen.untuned else LIMITS)
@@ -173,7 +202,8 @@ def main() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(FOLDER), os.environ.get("PYTHONPATH")]))
     print("| anchor | codec | bytes | rate | of the baseline | drop | transparent | spread | time |")
     print("|---|---|---|---|---|---|---|---|---|")
-    well = [measured(anchor, chosen) for anchor in anchors]
+    runs = Runs(chosen.resume)
+    well = [measured(anchor, chosen, runs) for anchor in anchors]
     sys.exit(0 if all(well) else 1)
 
 
