@@ -150,8 +150,8 @@ def measured(anchor: str, chosen: argparse.Namespace, runs: Runs) -> bool:
     for preset in chosen.preset or ("nnc_fast", "nnc_calibrated", "nnc_best"):
         seeds = ",".join(map(str, range(chosen.seeds)))
         found = runs.of(anchor, [*common, f"+codec={preset}", f"seed={seeds}", *chosen.words], chosen.seeds)
+        well = well and len(found) == chosen.seeds
         if not found:
-            well = False
             continue
         line, holds = row(anchor, preset, found, size, limits.get(preset))
         print(line, flush=True)

@@ -523,8 +523,11 @@ def test_nnc_codes_multiples_of_given_steps_as_they_are(tmp_path: Path) -> None:
         decoded = coder.receiver().decode(tmp_path)
         assert torch.equal(decoded["w"], tensors["w"]) is ("w" in names)
     assert sizes[0]["b"] == sizes[1]["b"] < sizes[2]["b"]
-    with pytest.raises(TrackerError, match="qp_density=0 lacks a step"):
-        Nnc(qp_density=0, qp=-5, nonweight_qp=-15).encode(tensors, tmp_path, nn.Module(), context)
+    # A coder whose own density has not those step sizes takes a finer one.
+    coarse = Nnc(qp_density=0, qp=-5, nonweight_qp=-15)
+    assert {record.name: record.step_size for record in coarse.encode(tensors, tmp_path, nn.Module(), context)} == steps
+    decoded = coarse.receiver().decode(tmp_path)
+    assert all(torch.equal(decoded[name], tensor) for name, tensor in tensors.items())
 
 
 @pytest.mark.parametrize(

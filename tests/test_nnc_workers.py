@@ -15,8 +15,9 @@ import numpy as np
 import psutil
 import pytest
 from nncodec import nnc
+from nncodec.nnc_core import coder, hls
 
-from tracker.codecs import nnc_units, nnc_workers
+from tracker.codecs import nnc_guard, nnc_units, nnc_workers
 from tracker.codecs.nnc import Nnc
 from tracker.codecs.nnc_arguments import keywords
 from tracker.errors import TrackerError
@@ -58,6 +59,75 @@ def test_the_bytes_are_those_of_a_single_pass(several: None) -> None:
     assert all(np.array_equal(values[name], decoded[name]) for name in given)
 
 
+def test_entry_points_are_looked_for_only_where_the_bitstream_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And they are the same: a scan by blocks gives the bytes of a single pass too."""
+    looked: list[str] = []
+    plain = coder.baseline.decodeAndCreateEPs
+
+    def noted(*given: Any) -> Any:
+        looked.append(given[3])
+        return plain(*given)
+
+    monkeypatch.setattr(coder.baseline, "decodeAndCreateEPs", noted)
+    given = {name: array for name, array in arrays().items() if min(array.shape) > 1}
+    for order, names in ((0, []), (1, ["counts", "layer0.weight", "layer2.weight", "layer4.weight"])):
+        looked.clear()
+        coded, _, _ = nnc_units.encode_units(given, None, options(given, scan_order=order))
+        assert sorted(looked) == names
+        single = nnc.compress(
+            dict(given), bitstream_path=None, return_bitstream=True, verbose=False, **options(given, scan_order=order)
+        )
+        assert coded == bytes(single)
+        decoded, alone = nnc_units.decode_units(coded), nnc.decompress(bytearray(coded))
+        assert all(np.array_equal(decoded[name], alone[name]) for name in alone)
+    assert coder.baseline.decodeAndCreateEPs is noted
+
+
+def test_a_process_is_told_the_qps_of_its_own_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, int]] = []
+    plain = nnc_units.compress
+
+    def noted(own: Any, numbers: Any, blocks: Any, given: Any) -> Any:
+        told.append(given["qp_per_tensor"])
+        return plain(own, numbers, blocks, given)
+
+    monkeypatch.setattr(nnc_units, "compress", noted)
+    nnc_units.encode_units(arrays(), None, options(arrays()))
+    assert sorted(map(str, told)) == sorted(map(str, [{"layer1.weight": -12}] + 6 * [{}]))
+
+
+def forged(side: int, monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """A bitstream of 64 by 64 values that claims to have more."""
+    plain = hls.Coder.tensor_dimensions_list
+
+    def claim(writer: Any) -> None:
+        fields = writer._Coder__seDict
+        fields["tensor_dimensions"] = tuple(side for _ in fields["tensor_dimensions"])
+        plain(writer)
+
+    weight = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    with monkeypatch.context() as patch:
+        patch.setattr(hls.Coder, "tensor_dimensions_list", claim)
+        return bytes(nnc.compress({"w": weight}, bitstream_path=None, return_bitstream=True, qp=-20, verbose=False))
+
+
+def test_what_claims_to_be_far_larger_than_it_is_ends_no_process_but_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NNCodec reads behind the end of what it is given; in this process that could be the end of all tests."""
+    assert nnc_units.decode_units(forged(64, monkeypatch))["w"].shape == (64, 64)
+    coded = forged(4096, monkeypatch)
+    with pytest.raises(nnc_guard.Implausible):
+        nnc_units.decompress(coded, 1 << 40, False)
+    with pytest.raises((TrackerError, RuntimeError)):
+        nnc_units.decode_units(coded)
+
+
+def test_what_is_mostly_zeros_is_no_forgery() -> None:
+    given = {"w": np.zeros((600, 600), np.float32), "v": np.ones((3, 4), np.float32)}
+    coded, sizes, _ = nnc_units.encode_units(given, None, options(given))
+    assert given["w"].size > nnc_guard.PER_BYTE * sizes["w"] + nnc_guard.FREE
+    assert np.array_equal(nnc_units.decode_units(coded)["w"], given["w"])
+
+
 def test_what_a_process_raises_is_told_in_one_line(several: None, tmp_path: Path) -> None:
     given = arrays()
     coded, _, _ = nnc_units.encode_units(given, None, options(given))
@@ -82,6 +152,17 @@ def test_trellises_take_turns(several: None, monkeypatch: pytest.MonkeyPatch) ->
     assert sorted(asked) == sorted(array.size for array in given.values())
     nnc_units.encode_units(given, None, options(given, use_dq=False))
     assert len(asked) == len(given)
+
+
+def test_workers_of_a_sweep_share_the_cores() -> None:
+    """Two workers of a machine with one thread each start one process each to code tensors."""
+    code = (
+        "from tracker.codecs.nnc_workers import _processes; from tracker.sweep.worker import share_threads; "
+        "before = _processes(64); share_threads(2, 1); print(before, _processes(64))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "LOKY_MAX_CPU_COUNT"}
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert told.stdout.split() == [str(min(64, nnc_workers._processes(64))), "1"]
 
 
 def test_a_room_holds_no_more_than_its_size() -> None:

@@ -205,6 +205,14 @@ def test_a_damaged_table_is_measured_again(cache: Path) -> None:
     assert Nnc().costs({"w": weight}) == before
 
 
+def test_a_cache_that_cannot_be_written_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKER_CACHE", str(tmp_path))
+    (tmp_path / "rates").write_text("in the way of the folder")
+    with pytest.raises(TrackerError, match=r"the cache .*rates cannot be written .*set TRACKER_CACHE"):
+        Nnc().costs({"w": torch.randn(8, 8)})
+    assert [path.name for path in tmp_path.iterdir()] == ["rates"]
+
+
 def test_rounding_is_to_nearest_where_inputs_have_nothing_in_common() -> None:
     torch.manual_seed(0)
     weight = torch.randn(6, 9)

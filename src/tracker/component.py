@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +19,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tracker.errors import TrackerError
 
 T = TypeVar("T")
+# What pydantic calls the types of a union, at the end of a key.
+BRANCH = re.compile(r"literal\[.*\]|(constrained-)?(int|float|str)|bool|none")
 
 
 class Component(BaseModel):
@@ -145,10 +148,20 @@ def made(node: Mapping[str, Any], where: str, kind: type[T], word: str) -> T:
     return value
 
 
+def _same_union(one: tuple[int | str, ...], other: tuple[int | str, ...]) -> bool:
+    """Whether two places are those of the same key, of which pydantic has tried two types."""
+    return one[:-1] == other[:-1] and all(BRANCH.fullmatch(str(place[-1])) for place in (one, other) if place)
+
+
 def explain(error: ValidationError, where: str) -> str:
     """One line from pydantic's list of errors: the first problem, and how many more there are."""
     problems = error.errors(include_url=False, include_context=False)
-    first = problems[0]
+    first, *others = problems
+    branches = [one for one in others if _same_union(first["loc"], one["loc"])]
+    if branches:  # none of several types fits: one problem, of the key before
+        wanted = [one["msg"].removeprefix("Input ") for one in (first, *branches)]
+        first = {**first, "loc": first["loc"][:-1], "msg": f"Input {', or '.join(wanted)}", "type": "union"}
+        problems = [first, *(one for one in others if one not in branches)]
     key = ".".join([where, *(str(part) for part in first["loc"])]) if first["loc"] else where
     if first["type"] == "extra_forbidden":
         text = f"{key} is not an option; look at `python -m tracker --cfg job` for those that are"

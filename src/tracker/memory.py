@@ -10,12 +10,16 @@ import resource
 import sys
 from pathlib import Path
 
+LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container, as it sees itself (cgroup v2)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def physical_bytes() -> int:
-    """This machine's memory; what a stream claims beyond it is a lie or cannot be helped."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 1 << 36
+    """This machine's memory, or the container's; what a stream claims beyond it is a lie or cannot be helped."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 1 << 36
+    with contextlib.suppress(OSError, ValueError):  # where there is no control group, or no limit ("max")
+        return min(machine, int(LIMIT.read_text()))
+    return machine
 
 
 def reset_peak() -> None:

@@ -17,6 +17,7 @@ from tracker.bitstream.state import aliases
 from tracker.codecs.base import Context, Transform
 from tracker.codecs.records import Transformed
 from tracker.errors import TrackerError
+from tracker.frameworks.pytorch import refuse_program
 from tracker.rate_distortion.inputs import Source
 from tracker.rate_distortion.lagrangian import Curve, allocated, curve, prices
 from tracker.rate_distortion.norms import plain_norms
@@ -46,6 +47,16 @@ class Allocate(Transform):
     def logged(self) -> list[str]:
         """See `Transform.logged`."""
         return ["allocate/price", "allocate/kilobytes"]
+
+    def check_model(self, model: Any, framework: str) -> None:
+        """See `Stage.check_model`.
+
+        Raises:
+            TrackerError: a torch.export program.
+        """
+        super().check_model(model, framework)
+        if framework == "pytorch":
+            refuse_program(model, f"codec.{self._configured or 'allocate'}")
 
     @in_pytorch
     def apply(self, model: Any, context: Context) -> Transformed:

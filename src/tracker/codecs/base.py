@@ -41,6 +41,7 @@ class Context:
         classes: the dimension of the outputs over which a softmax gives probabilities; None where there is none.
         by_choice: whether only the likeliest class counts.
         judge: what the split for decisions says of a model; the figures are not reported on it.
+        judged: a digest of what that depends on, besides the model and the target.
         state: a model's tensors by name, as the coder gets them and more.
         target: of stages that find the working point themselves.
         coder: the last stage of the chain.
@@ -63,6 +64,7 @@ class Context:
     classes: int | None = None
     by_choice: bool = True
     judge: Callable[[Any], Judged] | None = None
+    judged: Callable[[], str] = str
     state: Callable[[Any], Mapping[str, Tensor]] = dict
     target: Target = field(default_factory=Target)
     coder: Coder | None = None
@@ -156,6 +158,13 @@ class Transform(Stage):
     makes_steps: ClassVar[bool] = False  # whether it gives step sizes, which all stages after it must take
     final: ClassVar[bool] = False  # whether no other transform may follow, as it would undo this one's work
 
+    def check_coder(self, coder: Coder) -> None:
+        """Refuse a coder, as it is configured, that cannot code what this stage gives, before any work starts.
+
+        Raises:
+            TrackerError: it is such a one.
+        """
+
     @abstractmethod
     def apply(self, model: Any, context: Context) -> Any:
         """The changed model; the given one may be changed in place.
@@ -189,6 +198,11 @@ class Coder(Stage):
     def dependent(self) -> bool:
         """Whether it codes multiples of step sizes by dependent quantisation too, in the order of a tensor's values."""
         return False
+
+    @property
+    def own_steps(self) -> str:
+        """An option, as it is set, with which it takes no step sizes of stages before; empty where it takes them."""
+        return ""
 
     @property
     def uniform(self) -> float:

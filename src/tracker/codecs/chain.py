@@ -112,6 +112,12 @@ def build_codec(config: Mapping[str, Any]) -> Codec | None:
         if stage.makes_steps and deaf:
             mend = "end it with nnc" if deaf[0] == last else f"put {deaf[0]} before {name}"
             raise TrackerError(f"in the chain {chain} {name} chooses step sizes, which {deaf[0]} does not take; {mend}")
+        if stage.makes_steps and coder.own_steps:
+            raise TrackerError(
+                f"in the chain {chain} {name} chooses step sizes, which codec.{last}.{coder.own_steps} would change: "
+                "leave that option out"
+            )
+        stage.check_coder(coder)
     for stage in stages.values():
         stage.check()
     return Codec(transforms, last, coder)

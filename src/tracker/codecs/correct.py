@@ -62,6 +62,8 @@ class Correct(Trained):
         def matched(name: str, module: nn.Module, output: Tensor) -> Tensor | None:
             if name not in wanted or name in changed:
                 return None
+            if wanted[name].mean.numel() != output.shape[channels(module, output)]:
+                return None  # a layer that was pruned: which of the anchor's channels it has left is not known
             changed.append(name)
             return match(module, output, wanted[name], self.scales)
 

@@ -54,7 +54,10 @@ class Distill(Trained):
         description="to train on: the training split's, or synthetic ones, made from the anchor's BatchNorms",
     )
     seconds: float | None = Field(
-        default=150.0, gt=0, le=1e6, description="of training, on this machine; null: as long as the steps take"
+        default=150.0,
+        gt=0,
+        le=1e6,
+        description="of training in the rounds that are planned, on this machine; null: as long as the steps take",
     )
     steps: int | None = Field(
         default=None, ge=1, description="of training, the same anywhere; with seconds too, what ends first ends it"
@@ -83,7 +86,7 @@ class Distill(Trained):
         default="auto",
         description="16 where the likeliest class counts, else 48; 4 squares of images, each of which has many outputs",
     )
-    crop: Literal["auto"] | int | None = Field(default="auto", description="as for finetune")
+    crop: Literal["auto"] | Annotated[int, Field(ge=1)] | None = Field(default="auto", description="as for finetune")
     shift: float = Field(default=0.125, ge=0, le=0.5, description="inputs that are images move by up to this share")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="of training; auto: bfloat16 where the processor computes in it"
@@ -111,7 +114,7 @@ class Distill(Trained):
         if self.inputs == "synthetic":
             alone = split(one_batch("synthetic", context), MADE)
             context = dataclasses.replace(context, training=lambda: alone, calibration=lambda: alone)
-        with repeatable(context.seed):
+        with repeatable(context.seed, model):
             teacher = full_precision(context.anchor, context.device, copied=True)
             student = full_precision(model, context.device)
             plain_norms(student)

@@ -36,7 +36,7 @@ class Trained(Transform):
         """
         super().check_model(model, framework)
         if framework == "pytorch":
-            parameters_of(model)
+            parameters_of(model, f"codec.{self._configured or type(self).__name__.lower()}")
 
 
 class Finetune(Trained):
@@ -79,7 +79,7 @@ class Finetune(Trained):
             TrackerError: the model's outputs do not depend on its parameters, or do not fit the anchor's.
         """
         dtypes = {name: tensor.dtype for name, tensor in tensors_of(model)}
-        with repeatable(context.seed):
+        with repeatable(context.seed, model):
             teacher = full_precision(context.anchor, context.device, copied=True)
             student = full_precision(model, context.device)
             rows = Training(self, student, teacher, context).run()
@@ -110,12 +110,23 @@ def full_precision(model: nn.Module, device: str, copied: bool = False) -> nn.Mo
     for _, tensor in tensors_of(model):
         if tensor.is_complex():
             tensor.data = tensor.data.to(torch.complex64)
+    for module in model.modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            module.sparse = False  # gradients of its own kind, which only some optimisers take
     return model
 
 
 @contextmanager
-def repeatable(seed: int) -> Iterator[None]:
-    """The same random numbers for the same seed, and PyTorch's own settings put back."""
+def repeatable(seed: int, *models: Any) -> Iterator[None]:
+    """The same random numbers for the same seed, and PyTorch's own settings put back.
+
+    Args:
+        seed: of them.
+        models: of which gradients are taken in evaluation mode: cuDNN has none of recurrent layers then.
+    """
+    layers = (layer for model in models if isinstance(model, nn.Module) for layer in model.modules())
+    recurrent = any(isinstance(layer, nn.RNNBase) for layer in layers)
+    cudnn = torch.backends.cudnn.enabled
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn = torch.is_deterministic_algorithms_warn_only_enabled()
     checks: Any = torch.utils.deterministic
@@ -126,11 +137,13 @@ def repeatable(seed: int) -> Iterator[None]:
         torch.use_deterministic_algorithms(True, warn_only=True)
         # Else every new tensor is filled, to find reads of what nobody wrote: an eighth of the time of training.
         checks.fill_uninitialized_memory = False
+        torch.backends.cudnn.enabled = cudnn and not recurrent
         try:
             yield
         finally:
             torch.use_deterministic_algorithms(deterministic, warn_only=warn)
             checks.fill_uninitialized_memory = filled
+            torch.backends.cudnn.enabled = cudnn
 
 
 def plotted(rows: list[dict[str, Any]]) -> Figure:

@@ -98,9 +98,7 @@ class Inputs:
         waiting: list[Tensor] = []
         for inputs in self._shuffled():
             if not isinstance(inputs, Tensor) or inputs.ndim != 4:
-                raise TrackerError(
-                    "finetune's crop is for models whose input is one tensor (batch, channels, height, width)"
-                )
+                raise TrackerError("crop is for models whose input is one tensor (batch, channels, height, width)")
             height, width = (min(self.crop, length) for length in inputs.shape[2:])
             for _ in range(self._squares(inputs)):
                 top, left = (

@@ -220,14 +220,18 @@ def weighted(values: list[float], sizes: list[int]) -> float:
     return sum(value * size for value, size in zip(values, sizes, strict=True)) / max(sum(sizes), 1)
 
 
-def parameters_of(model: nn.Module) -> list[nn.Parameter]:
+def parameters_of(model: nn.Module, stage: str = "finetune") -> list[nn.Parameter]:
     """The floating-point and complex parameters of a model that can be trained.
+
+    Args:
+        model: of PyTorch.
+        stage: for messages.
 
     Raises:
         TrackerError: it has none, or is a torch.export program.
     """
-    refuse_program(model, "finetune")
+    refuse_program(model, stage)
     found = [parameter for parameter in model.parameters() if parameter.is_floating_point() or parameter.is_complex()]
     if not found:
-        raise TrackerError("finetune needs a model with floating-point parameters, and this one has none; leave it out")
+        raise TrackerError(f"{stage} needs a model with floating-point parameters, and this one has none; leave it out")
     return found

@@ -85,17 +85,18 @@ class Nnc(NncOptions):
         from tracker.codecs import nnc_tables, nnc_units
 
         arrays, quantised = arrays_of(tensors, self)
-        limit = 2 ** (5 + self.qp_density)
+        with nnc_units.told_in_one_line():
+            options = keywords(arrays, quantised, self)
+        density = options["qp_density"]  # finer than ours where a qp lies between two steps
+        limit, octave = 2 ** (5 + density), 2**density
         qps = {}
         for name in quantised:
             middle = float((arrays[name].astype(float) ** 2).mean() ** 0.5)
-            around = nnc_steps.nearest_qp(middle, self.qp_density) if middle > 0 else 0
-            octave = 2**self.qp_density
+            around = nnc_steps.nearest_qp(middle, density) if middle > 0 else 0
             # Larger steps make nothing but zeros of a tensor, of which its sensitivity does not tell what that does.
             raw = range(around - 9 * octave, around + octave + 1, max(octave // 2, 1))
             qps[name] = sorted({min(max(qp, -limit), limit - 1) for qp in raw})
         with nnc_units.told_in_one_line():
-            options = keywords(arrays, quantised, self)
             found = nnc_tables.tables({name: arrays[name] for name in quantised}, qps, options)
         return {unescape(name): rows for name, rows in found.items()}
 
@@ -116,6 +117,12 @@ class Nnc(NncOptions):
         from tracker.rate_distortion.trellis import UNIFORM
 
         return UNIFORM if self.use_dq and self.bitdepth is None and self.approx_method == "uniform" else 1.0
+
+    @property
+    def own_steps(self) -> str:
+        """Options by which NNCodec would quantise anew what stages before have chosen."""
+        named = {"opt_qp": self.opt_qp, "bitdepth": self.bitdepth is not None, "sparsity": self.sparsity > 0}
+        return next((name for name, set_ in named.items() if set_), "")
 
     @property
     def dependent(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -96,14 +95,22 @@ def with_folded(
 
 
 def steps_of(weights: Sequence[str], options: NncOptions, given: Mapping[str, float] | None = None) -> nnc_steps.Steps:
-    """The qps, by escaped name; step sizes that a stage before has given come first."""
-    own = {escape(name): qp for name, qp in options.qp_per_tensor.items()}
-    for name, size in (given or {}).items():
-        own[name] = nnc_steps.nearest_qp(size, options.qp_density)
-        if not math.isclose(nnc_steps.step_size(own[name], options.qp_density), size):
-            raise TrackerError(f"codec.nnc.qp_density={options.qp_density} lacks a step of {size:.4g}: use 2 or more")
-    slopes = (options.qp_early, options.qp_late)
-    return nnc_steps.resolve(options.qp_density, options.qp, options.nonweight_qp, own, slopes, weights)
+    """The qps, by escaped name, at a density that has them all; step sizes that a stage before has given come first.
+
+    Raises:
+        TrackerError: no density has a step size.
+    """
+    chosen = {name: nnc_steps.exact_qp(size, options.qp_density) for name, size in (given or {}).items()}
+    if missing := [name for name, found in chosen.items() if found is None]:
+        raise TrackerError(f"NNC has no step of {(given or {})[missing[0]]:.6g}, which was chosen for {missing[0]}")
+    found = {name: one for name, one in chosen.items() if one is not None}
+    density = max((finer for _, finer in found.values()), default=options.qp_density)
+    scale = 2 ** (density - options.qp_density)
+    own = {escape(name): scale * qp for name, qp in options.qp_per_tensor.items()}
+    own |= {name: qp * 2 ** (density - finer) for name, (qp, finer) in found.items()}
+    nonweight = None if options.nonweight_qp is None else scale * options.nonweight_qp
+    slopes = (scale * options.qp_early, scale * options.qp_late)
+    return nnc_steps.resolve(density, scale * options.qp, nonweight, own, slopes, weights)
 
 
 def _sparse(arrays: dict[str, np.ndarray], options: NncOptions) -> dict[str, np.ndarray]:

@@ -23,9 +23,15 @@ class NncOptions(Coder):
 
     rate_falls_with: ClassVar[str] = "qp"
 
-    qp: float = Field(default=-32, description="quantisation parameter of weights, -2^(5+d) to 2^(5+d)-1")
-    qp_early: float = Field(default=0.0, description="added to the qp of the first weight, ever less up to the middle")
-    qp_late: float = Field(default=0.0, description="added to the qp of the last weight, ever less down to the middle")
+    qp: float = Field(
+        default=-32, allow_inf_nan=False, description="quantisation parameter of weights, -2^(5+d) to 2^(5+d)-1"
+    )
+    qp_early: float = Field(
+        default=0.0, allow_inf_nan=False, description="added to the qp of the first weight, ever less up to the middle"
+    )
+    qp_late: float = Field(
+        default=0.0, allow_inf_nan=False, description="added to the qp of the last weight, ever less down to the middle"
+    )
     qp_density: int = Field(default=2, ge=0, le=4, description="d: 2^d steps of qp halve or double the step size")
     nonweight_qp: int | None = Field(default=-75, description="the same for other tensors; null: qp - 2^(d+1)")
     qp_per_tensor: dict[str, int] = Field(default={}, description="qp by tensor name, before the two above")

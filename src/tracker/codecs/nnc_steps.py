@@ -87,6 +87,15 @@ def nearest_qp(size: float, density: int) -> int:
     return min(near, key=lambda qp: abs(math.log(step_size(qp, density) / size)))
 
 
+def exact_qp(size: float, density: int) -> tuple[int, int] | None:
+    """The qp that has a step size, and the coarsest density from the given one on that has it; None where none has."""
+    for finer in range(density, FINEST + 1):
+        qp = nearest_qp(size, finer)
+        if math.isclose(step_size(qp, finer), size):
+            return qp, finer
+    return None
+
+
 def _slope(depth: float, early: float, late: float) -> float:
     """What is added at a depth of 0 (the first weight) to 1 (the last one)."""
     return early * max(0.0, 1 - 2 * depth) + late * max(0.0, 2 * depth - 1)

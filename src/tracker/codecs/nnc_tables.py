@@ -5,10 +5,12 @@ Tensors are coded alone, on all cores; what was measured once is read from the c
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ from tracker.codecs import nnc_units
 from tracker.codecs.nnc_steps import step_size
 from tracker.codecs.nnc_workers import each
 from tracker.codecs.records import Cost
+from tracker.errors import TrackerError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,15 +98,14 @@ def _key(array: np.ndarray, qps: Sequence[int], shared: Mapping[str, Any]) -> st
     """By what is measured, and by the shape that this is scaled to."""
     import numpy as np
 
-    digest = hashlib.sha256(json.dumps([list(qps), shared, array.shape], sort_keys=True, default=str).encode())
+    facts = [version("nncodec"), list(qps), shared, array.shape]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
     digest.update(np.ascontiguousarray(_part(array)).data)
     return digest.hexdigest()
 
 
 def _path(key: str) -> Path:
-    folder = cache_folder() / "rates"
-    folder.mkdir(exist_ok=True)
-    return folder / f"{key}.json"
+    return cache_folder() / "rates" / f"{key}.json"
 
 
 def _read(key: str) -> list[Cost] | None:
@@ -116,5 +118,13 @@ def _read(key: str) -> list[Cost] | None:
 def _write(key: str, rows: list[Cost]) -> None:
     path = _path(key)
     partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps([(row.step, row.bytes, row.error) for row in rows]))
-    partial.replace(path)
+    try:
+        path.parent.mkdir(exist_ok=True)
+        partial.write_text(json.dumps([(row.step, row.bytes, row.error) for row in rows]))
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise TrackerError(
+            f"the cache {path.parent} cannot be written ({error.strerror}); make room there, or set TRACKER_CACHE"
+        ) from error

@@ -14,7 +14,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from tracker.codecs.nnc_guard import checked_shapes
+from tracker.codecs.nnc_entries import where_needed
+from tracker.codecs.nnc_guard import Implausible, checked_shapes
 from tracker.codecs.nnc_workers import each
 from tracker.errors import TrackerError
 from tracker.memory import physical_bytes
@@ -60,7 +61,7 @@ def encode_units(
     def task(name: str) -> tuple[Any, ...]:
         members = parts[name]
         own = {member: arrays[member] for member in members}
-        given = {**options, **(exact or {}).get(name, {})}
+        given = _options(members, options, (exact or {}).get(name))
         return own, _of(numbers, members), _tables(blocks, members) if len(members) > 1 else None, given
 
     costs = {name: sum(arrays[member].size for member in members) for name, members in parts.items()}
@@ -88,7 +89,7 @@ def quantise_units(
     options = {**options, "quantize_only": True}
 
     def task(name: str) -> tuple[Any, ...]:
-        own = {**options, **(exact or {}).get(name, {})}
+        own = _options([name], options, (exact or {}).get(name))
         return {name: arrays[name]}, _of(numbers, [name]), None, own
 
     found: dict[str, np.ndarray] = {}
@@ -111,13 +112,22 @@ def decode_units(bitstream: bytes) -> dict[str, np.ndarray]:
     arrays: dict[int, dict[str, np.ndarray]] = {}
     taken = 0
 
-    def task(index: int) -> tuple[Any, ...]:
-        return head + data[index], physical_bytes() - taken
+    def decode(apart: bool) -> None:
+        nonlocal taken
+        taken = 0
 
-    for index, (decoded, printed) in each("decode", decompress, costs, task, BYTES):
-        arrays[index] = decoded
-        taken += sum(array.nbytes for array in decoded.values())
-        _told(printed)
+        def task(index: int) -> tuple[Any, ...]:
+            return head + data[index], physical_bytes() - taken, apart
+
+        for index, (decoded, printed) in each("decode", decompress, costs, task, BYTES, apart):
+            arrays[index] = decoded
+            taken += sum(array.nbytes for array in decoded.values())
+            _told(printed)
+
+    try:
+        decode(False)
+    except Implausible:  # whatever becomes of it, in processes whose end is told
+        decode(True)
     return {name: array for index in range(len(data)) for name, array in arrays.pop(index).items()}
 
 
@@ -196,7 +206,7 @@ def compress(
     model = NNRModel(own)
     model.model_info["parameter_index"].update(numbers)
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
+    with contextlib.redirect_stdout(printed), where_needed():
         # bitstream_path=None, because nncodec otherwise writes into the current folder.
         coded = nnc.compress(
             own,
@@ -211,13 +221,26 @@ def compress(
     return coded, printed.getvalue()
 
 
-def decompress(bitstream: bytes, memory: int) -> tuple[dict[str, np.ndarray], str]:
-    """What ``nncodec.nnc.decompress`` gives, where it takes no more bytes of memory; and what it printed."""
+def decompress(bitstream: bytes, memory: int, apart: bool) -> tuple[dict[str, np.ndarray], str]:
+    """What ``nncodec.nnc.decompress`` gives, where it takes no more bytes of memory; and what it printed.
+
+    Args:
+        bitstream: of one unit, and those of the whole model.
+        memory: in bytes.
+        apart: whether this process may end by it.
+    """
     from nncodec import nnc
 
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), checked_shapes(memory):
+    with contextlib.redirect_stdout(printed), checked_shapes(memory, None if apart else len(bitstream)):
         return nnc.decompress(bytearray(bitstream), reconstruct_lsa=True), printed.getvalue()
+
+
+def _options(members: list[str], options: Mapping[str, Any], exact: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Those of some tensors: the qps of a whole model would go to another process with each of them."""
+    given = {**options, **(exact or {})}
+    qps = given.get("qp_per_tensor")
+    return {**given, "qp_per_tensor": {name: qps[name] for name in members if name in qps}} if qps else given
 
 
 def _of(numbers: Mapping[str, int], members: list[str]) -> dict[str, int]:
@@ -242,6 +265,8 @@ def told_in_one_line() -> Iterator[None]:
     """Whatever nncodec raises, SystemExit among it, as one line."""
     try:
         yield
+    except TrackerError:
+        raise
     except (Exception, SystemExit) as error:
         reason = f"{type(error).__name__}: {error}"
         raise TrackerError(f"nncodec cannot code this model with these options ({reason[:200]})") from error

@@ -36,6 +36,7 @@ def each(
     costs: Mapping[K, int],
     task: Callable[[K], tuple[Any, ...]],
     worth: int,
+    apart: bool = False,
 ) -> Iterator[tuple[K, Any]]:
     """What a function gives for each of several tasks, in any order, with a progress bar on a terminal.
 
@@ -45,6 +46,7 @@ def each(
         costs: by the task's key, at least the elements of its largest tensor; the dearest task is begun first.
         task: from the key to the function's arguments; called when there is a process for it, in a thread.
         worth: total cost from which other processes are used.
+        apart: use them in any case: a task may end the process that does it.
 
     Yields:
         The key, and what the function gave.
@@ -52,8 +54,8 @@ def each(
     from tqdm import tqdm
 
     order = sorted(costs, key=lambda key: -costs[key])
-    count = _processes(len(order)) if sum(costs.values()) >= worth else 1
-    if count == 1:
+    count = _processes(len(order)) if apart or sum(costs.values()) >= worth else 1
+    if count == 1 and not apart:
         found = ((key, function(*task(key))) for key in order)
     else:
         found = _in_processes(count, Room(costs[order[0]] * max(1, count // 2)), order, function, task)
@@ -114,7 +116,9 @@ class Worker:
                 kind, value = hear(self._answers)
         except (EOFError, BrokenPipeError, pickle.UnpicklingError) as error:
             status = self._process.wait()
-            raise TrackerError(f"a process that codes tensors ended with status {status}: is memory short?") from error
+            raise TrackerError(
+                f"a process that codes tensors ended with status {status}: is memory short, or a bitstream damaged?"
+            ) from error
         if kind == FAILED:
             raise value
         return value

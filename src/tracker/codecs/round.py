@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tracker.bitstream.state import aliases
-from tracker.codecs.base import Context
+from tracker.codecs.base import Coder, Context
 from tracker.codecs.finetune import Trained, full_precision
 from tracker.codecs.records import Transformed
 from tracker.errors import TrackerError
@@ -57,6 +57,27 @@ class Round(Trained):
         "quantisation is dependent",
     )
 
+    def check_model(self, model: Any, framework: str) -> None:
+        """See `Stage.check_model`.
+
+        Raises:
+            TrackerError: as `Trained`, or dependent quantisation is asked for of a Keras model.
+        """
+        super().check_model(model, framework)
+        if self.dependent is True and framework == "keras":
+            raise TrackerError(
+                "codec.round.dependent=true is for PyTorch models: take auto, or uniform integers (false)"
+            )
+
+    def check_coder(self, coder: Coder) -> None:
+        """See `Transform.check_coder`.
+
+        Raises:
+            TrackerError: it lacks dependent quantisation that is asked for.
+        """
+        if self.dependent is True and not coder.dependent:
+            raise TrackerError("codec.round.dependent=true needs nnc after it, with use_dq=true and scan_order=0")
+
     @in_pytorch
     def apply(self, model: Any, context: Context) -> Transformed:
         """Round the weights of the layers that `entering` tells of; all other tensors are left to the coder.
@@ -66,8 +87,7 @@ class Round(Trained):
         """
         if context.coder is None:
             raise TrackerError("round needs a coder after it")
-        if self.dependent is True and not context.coder.dependent:
-            raise TrackerError("codec.round.dependent=true needs nnc after it, with use_dq=true and scan_order=0")
+        self.check_coder(context.coder)
         trellis = context.coder.dependent if self.dependent == "auto" else self.dependent
         uniform = context.coder.uniform
         steps = {**context.coder.step_sizes(context.state(model)), **context.steps}

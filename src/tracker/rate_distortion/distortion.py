@@ -91,11 +91,19 @@ def sensitivities(
 
     Returns:
         By name, means over all but the first dimension (output channels): shape (channels,).
+
+    Raises:
+        TrackerError: no gradient reaches them.
     """
     sums = {name: torch.zeros(parameter.shape[:1], device=parameter.device) for name, parameter in parameters.items()}
     samples = 0
     for inputs in batches:
         found = output(inputs)
+        if not found.requires_grad:
+            raise TrackerError(
+                "allocate cannot measure this model: its outputs do not depend on its parameters as far as PyTorch "
+                "knows (no_grad?); codec.allocate.inputs=none goes without"
+            )
         (found * distortion.projection(found.detach())).sum().backward()
         for name, parameter in parameters.items():
             if parameter.grad is not None:

@@ -87,7 +87,9 @@ def made(context: Context, like: Any) -> Any:
     picture = like.ndim == 4 and min(shape[2:]) >= 8
     noise = (leaves(shape, generator) if picture else torch.randn(shape, generator=generator)).to(like.device)
     around = [dim for dim in range(like.ndim) if dim != 1] if like.ndim > 2 else [0]
-    return noise * like.std(around, keepdim=True) + like.mean(around, keepdim=True)
+    several = math.prod(like.shape[dim] for dim in around) > 1
+    deviation = like.std(around, keepdim=True) if several else 1.0  # a single value has none
+    return noise * deviation + like.mean(around, keepdim=True)
 
 
 def pink(noise: Tensor) -> Tensor:

@@ -33,9 +33,13 @@ def second_moments(module: Any, given: tuple[Tensor | None, Tensor], group: int)
     crossed = torch.zeros_like(moments) if reference is not None else None
     for begin in range(0, own.count, CHUNK):
         vectors = own.vectors(begin, begin + CHUNK)
+        before = reference.vectors(begin, begin + CHUNK) if reference is not None else None
+        # Padding may be anything: what attention makes of a sequence that is masked as a whole is NaN.
+        usable = vectors.isfinite().all(1) if before is None else (vectors.isfinite() & before.isfinite()).all(1)
+        vectors = torch.where(usable[:, None], vectors, 0.0)
         moments.addmm_(vectors.T, vectors)
-        if reference is not None and crossed is not None:
-            crossed.addmm_(reference.vectors(begin, begin + CHUNK).T, vectors)
+        if before is not None and crossed is not None:
+            crossed.addmm_(torch.where(usable[:, None], before, 0.0).T, vectors)
     share = 1 / max(own.count, 1)
     return moments * share, crossed * share if crossed is not None else None
 

@@ -81,8 +81,9 @@ class Work:
         """
         own = weights_digest(state_tensors(training.student))
         before = weights_digest(state_tensors(context.unrounded)) if context.unrounded is not None else ""
-        given = (training.latent.given, training.latent.fine, before, asdict(context.target))
-        parts = (options.model_dump(), own, context.key(), context.seed, *given, context.device, training.manner)
+        given = (training.latent.given, training.latent.fine, before, training.manner)
+        judged = (context.judged(), asdict(context.target))
+        parts = (options.model_dump(), own, context.key(), context.seed, *given, *judged, context.device)
         self.checkpoint = Checkpoint("distill", *parts)
         self.done: list[Round] = []
         self.tensors: dict[str, Tensor] = {}

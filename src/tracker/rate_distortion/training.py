@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from tracker.codecs.base import Context
 from tracker.codecs.finetune_inputs import Inputs, side
-from tracker.codecs.finetune_training import parameters_of
 from tracker.errors import TrackerError
 from tracker.frameworks.pytorch import has_bfloat16
 from tracker.nested import cloned, on_device
@@ -86,7 +85,6 @@ class Training:
             context: of the run.
             way: how bold training is; None for what fits.
         """
-        parameters_of(student)
         self.options, self.student, self.teacher, self.context = options, student, teacher, context
         self.called = Called(student, context)
         self.latent = self._latent()
@@ -108,6 +106,7 @@ class Training:
         self.learning_rate = self.manner.learning_rate if rate == "auto" else rate
         self.shifted = isinstance(first, Tensor) and first.ndim == 4 and not crop and self.distance.kind == "kl"
         self.flipped = self.shifted and self._agrees_mirrored(first, output)
+        self.epoch, self.drawn = self.generator.get_state(), 0  # the generator before this epoch, and batches of it
         self.endless = self._endless()
         self.bfloat16 = options.precision == "bfloat16" or (
             options.precision == "auto" and has_bfloat16(context.device)
@@ -179,9 +178,6 @@ class Training:
                 done = self._done(number, spent + now - began, share)
                 if done >= 1:
                     break
-                if now - told > SAVED:
-                    told = now
-                    save(Progress(self.state(), number, spent + now - began))
                 if done >= self.manner.frozen and not self.latent.frozen:
                     self.latent.freeze()
                 for group in self.optimiser.param_groups:
@@ -192,6 +188,9 @@ class Training:
                 if self.latent.frozen:
                     self.latent.average()
                 bar.update(int(100 * done) - bar.n)
+                if now - told > SAVED:
+                    told = now
+                    save(Progress(self.state(), number + 1, spent + time.monotonic() - began))
         self.latent.settle()
         last = losses[-max(1, len(losses) // 10) :]
         loss = sum(last) / len(last) if last else self.distortion(self.latent.quantised()[0])
@@ -224,6 +223,9 @@ class Training:
             "frozen": torch.tensor(self.latent.frozen),
             "unseen": self.unseen.clone(),
             "generator": self.generator.get_state(),
+            "epoch": self.epoch.clone(),
+            "drawn": torch.tensor(self.drawn),
+            **({} if self.latent.lengths is None else {"lengths": self.latent.lengths.clone()}),
         }
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
@@ -231,10 +233,13 @@ class Training:
         with torch.no_grad():
             for name, leaf in self.latent.leaves().items():
                 leaf.copy_(tensors[f"latent.{name}"])
-        self.latent.lengths = None
+        lengths = tensors.get("lengths")
+        self.latent.lengths = None if lengths is None else lengths.to(self.context.device, copy=True)
         self.latent.averaged = int(tensors["averaged"])
         self.latent.means = {
-            name.removeprefix("mean."): tensor.clone() for name, tensor in tensors.items() if name.startswith("mean.")
+            name.removeprefix("mean."): tensor.to(self.context.device, copy=True)
+            for name, tensor in tensors.items()
+            if name.startswith("mean.")
         }
         self.latent.logs.requires_grad_(not tensors["frozen"])
         self.unseen.copy_(tensors["unseen"])
@@ -244,6 +249,10 @@ class Training:
                 _, index, part = name.split(".", 2)
                 found.setdefault(int(index), {})[part] = value.clone()
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": found})
+        self.generator.set_state(tensors["epoch"])
+        self.endless = self._endless()
+        for _ in range(int(tensors["drawn"])):
+            next(self.endless)
         self.generator.set_state(tensors["generator"])
 
     def _step(self, inputs: Any, weight: float) -> float:
@@ -282,7 +291,10 @@ class Training:
 
     def _endless(self) -> Iterator[Any]:
         while True:
-            yield from (inputs for inputs, _ in self.inputs.epoch())
+            self.epoch, self.drawn = self.generator.get_state(), 0
+            for inputs, _ in self.inputs.epoch():
+                self.drawn += 1
+                yield inputs
 
 
 def schedule(done: float) -> float:

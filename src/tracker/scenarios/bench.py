@@ -166,6 +166,10 @@ class Bench:
             task = anchors.task_digest(unsplit, architecture, calibration, self.device)
             return hashlib.sha256(f"{self.sha256}{task}".encode()).hexdigest()
 
+        def judged() -> str:
+            parts = (job.data.digest("search"), aim.confidence, job.settings.transparency.resamples)
+            return hashlib.sha256(repr(parts).encode()).hexdigest()
+
         wanted = job.task.tolerance if aim.drop is None else aim.drop
         target = Target(wanted, aim.bytes, aim.ahead)
         return Context(
@@ -182,6 +186,7 @@ class Bench:
             by_choice=job.task.by_choice,
             state=self.state,
             judge=Judge(job, self.model, self.device, target),
+            judged=judged,
             target=target,
         )
 

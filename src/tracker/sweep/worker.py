@@ -30,7 +30,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tracker")
 FAILURES_BEFORE_STOPPING = 3
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")
+# The last one is what joblib counts cores by, and with it how many processes code tensors.
+THREADS = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "TF_NUM_INTRAOP_THREADS",
+    "LOKY_MAX_CPU_COUNT",
+)
 
 
 class _Enough(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -70,8 +71,8 @@ class Task(Component):
     @classmethod
     def _not_negative(cls, value: float) -> float:
         # A validator, because the limits of a Field end where a task sets a default of its own.
-        if not value >= 0:
-            raise ValueError("the tolerance must be 0 or more")
+        if not 0 <= value < math.inf:
+            raise ValueError("the tolerance must be 0 or more, and finite")
         return value
 
     @property
