@@ -147,6 +147,9 @@ def test_trellises_take_turns(several: None, monkeypatch: pytest.MonkeyPatch) ->
         return taken(room, elements)
 
     monkeypatch.setattr(nnc_workers.Room, "taken", noted)
+    nnc_units.encode_units(arrays(), None, options(arrays()))
+    assert not asked  # these are small, and do not wait
+    monkeypatch.setattr(nnc_workers, "SMALL", 0)
     given = {name: array for name, array in arrays().items() if array.dtype.kind == "f"}
     nnc_units.encode_units(given, None, options(given))
     assert sorted(asked) == sorted(array.size for array in given.values())

@@ -1,7 +1,7 @@
 """NNCodec on all cores: tensors are coded by several processes, because its coder holds Python's global lock.
 
 Memory is what limits them. NNCodec's trellis takes 64 bytes an element, 16 times the tensor itself, but a quarter of
-the time: all trellises together hold no more elements than the largest tensor, once for every two processes. Arrays go
+the time: all large ones together hold no more elements than the largest tensor, once for every two processes. Arrays go
 through pipes as they are, one task at a time; each process is `nnc_process` and no more.
 """
 
@@ -21,6 +21,7 @@ from tracker.codecs.nnc_process import FAILED, ROOM, hear, say
 from tracker.errors import TrackerError
 
 K = TypeVar("K")
+SMALL = 1 << 17  # elements whose trellis waits for no room: 8 MiB for each process
 # Each process has a core; and glibc gives blocks of a MiB and more back as soon as they are freed.
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -110,7 +111,7 @@ class Worker:
             say(self._asked, (function, arguments))
             kind, value = hear(self._answers)
             while kind == ROOM:
-                with room.taken(value):
+                with room.taken(value) if value > SMALL else contextlib.nullcontext():
                     say(self._asked, None)
                     hear(self._answers)  # that the room was left
                 kind, value = hear(self._answers)
