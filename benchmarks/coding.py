@@ -19,12 +19,13 @@ import json
 import statistics
 import subprocess
 import sys
-import threading
 import time
+from contextlib import nullcontext
 from typing import Any
 
+from watched import memory, watched
+
 FASTER, COPIES = 1.8, 3.0  # what must hold
-PAUSE = 0.05  # seconds between two looks at the memory; a trellis is full for a tenth of a second or more
 
 
 def arrays() -> dict[str, Any]:
@@ -71,7 +72,7 @@ def work(way: str) -> None:
     print(json.dumps(found))
 
 
-def run(way: str, watched: bool) -> dict[str, Any]:
+def run(way: str, looked_at: bool) -> dict[str, Any]:
     """What `work` prints in a process of its own; with the copies of the model in memory, if it is watched."""
     command = [sys.executable, __file__, "--way", way]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -79,42 +80,19 @@ def run(way: str, watched: bool) -> dict[str, Any]:
     for line in process.stdout:
         if line == "begun\n":
             break
-    before, peaks, step, done = memory(process.pid), {"encode": 0, "decode": 0}, ["encode"], threading.Event()
+    before, peaks, step = memory(process.pid), {"encode": 0, "decode": 0, "ended": 0}, "encode"
 
-    def watch() -> None:
-        while not done.wait(PAUSE):
-            peaks[step[0]] = max(peaks[step[0]], memory(process.pid))
+    def seen(taken: int) -> None:
+        peaks[step] = max(peaks[step], taken)
 
-    watcher = threading.Thread(target=watch)
-    if watched:
-        watcher.start()
-    print(file=process.stdin, flush=True)
-    for line in process.stdout:
-        if line == "decode\n":
-            step[0] = "decode"
-        elif line == "ended\n":
-            done.set()
+    with watched(process.pid, seen) if looked_at else nullcontext():
+        print(file=process.stdin, flush=True)
+        for line in process.stdout:
+            step = line.strip() if line.strip() in peaks else step
     if process.wait():
         raise SystemExit(f"{way} failed")
     found: dict[str, Any] = json.loads(line)
-    if not watched:
-        return found
-    watcher.join()
     return found | {f"{name} copies": (peak - before) / found["size"] for name, peak in peaks.items()}
-
-
-def memory(pid: int) -> int:
-    """Proportional bytes of a process and its children."""
-    import psutil
-
-    total = 0
-    try:
-        root = psutil.Process(pid)
-        for process in (root, *root.children(recursive=True)):
-            total += process.memory_full_info().pss
-    except psutil.Error:
-        return 0  # one has ended meanwhile: the next look will tell
-    return total
 
 
 def main() -> None:
@@ -130,18 +108,18 @@ def main() -> None:
     for _ in range(chosen.repeats):
         for way in ways:
             rows[way].append(run(way, False))
-    watched = {way: run(way, True) for way in ways}
+    copies_of = {way: run(way, True) for way in ways}
     print("| way | encode | decode | memory while encoding | while decoding, in copies of the model |")
     print("|---|---|---|---|---|")
     both = {}
     for way in ways:
         encode, decode = (statistics.median(row[key] for row in rows[way]) for key in ("encode", "decode"))
         both[way] = encode + decode
-        cells = " | ".join(f"{watched[way][f'{step} copies']:.2f}" for step in ("encode", "decode"))
+        cells = " | ".join(f"{copies_of[way][f'{step} copies']:.2f}" for step in ("encode", "decode"))
         print(f"| {way} | {encode:.1f} s | {decode:.1f} s | {cells} |")
     ratio = both["nncodec"] / both["tracker"]
-    copies = max(watched["tracker"]["encode copies"], watched["tracker"]["decode copies"])
-    same = len({row["sha256"] for row in (*rows["nncodec"], *rows["tracker"], *watched.values())}) == 1
+    copies = max(copies_of["tracker"]["encode copies"], copies_of["tracker"]["decode copies"])
+    same = len({row["sha256"] for row in (*rows["nncodec"], *rows["tracker"], *copies_of.values())}) == 1
     checks = {
         f"{ratio:.2f} times as fast, at least {FASTER}": ratio >= FASTER,
         f"{copies:.2f} copies in memory, less than {COPIES}": 0 < copies < COPIES,
