@@ -2,9 +2,9 @@
 
     python benchmarks/large_model.py [--codec nnc] [--layers 6]
 
-Wanted: the run's peak memory, that of processes which it starts included (PSS), less what it takes with a tiny model of the
-same kind, is at most 4 copies of the weights. On two cores it is 4.40: 2.67 are NNCodec's trellis of one layer, a sixth of
-the model, and a third is what the other process holds meanwhile. LOKY_MAX_CPU_COUNT=1 codes in one process.
+Wanted: the run's peak memory, that of processes which it starts included (PSS), less what it takes with a tiny model
+of the same kind, is at most 4 copies of the weights. On two cores it is 4.40: 2.67 are NNCodec's trellis of one layer,
+a sixth of the model, and a third is what the other process holds meanwhile. LOKY_MAX_CPU_COUNT=1 codes in one process.
 """
 
 from __future__ import annotations
