@@ -117,15 +117,14 @@ def full_precision(model: nn.Module, device: str, copied: bool = False) -> nn.Mo
 
 
 @contextmanager
-def repeatable(seed: int, *models: Any) -> Iterator[None]:
+def repeatable(seed: int, model: nn.Module) -> Iterator[None]:
     """The same random numbers for the same seed, and PyTorch's own settings put back.
 
     Args:
         seed: of them.
-        models: of which gradients are taken in evaluation mode: cuDNN has none of recurrent layers then.
+        model: of which gradients are taken in evaluation mode: cuDNN has none of recurrent layers then.
     """
-    layers = (layer for model in models if isinstance(model, nn.Module) for layer in model.modules())
-    recurrent = any(isinstance(layer, nn.RNNBase) for layer in layers)
+    recurrent = any(isinstance(layer, nn.RNNBase) for layer in model.modules())
     cudnn = torch.backends.cudnn.enabled
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn = torch.is_deterministic_algorithms_warn_only_enabled()
