@@ -158,15 +158,13 @@ class Training:
             distortion: at the start, of which lambda is a multiple.
             share: of all seconds or steps.
             label: for the progress bar.
-            saved: where a killed command left this round.
+            saved: where a killed command left this round, which is restored already.
             save: told now and then where it is.
 
         Returns:
             What was reached, and the seconds that it took.
         """
-        if saved:
-            self.restore(saved.tensors)
-        else:
+        if not saved:
             self.latent.begin(plan.bold, plan.finer)
         first, spent = (saved.steps, saved.seconds) if saved else (0, 0.0)
         rate = self.learning_rate * (1.0 if plan.bold else CALMER)
