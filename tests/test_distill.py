@@ -35,7 +35,7 @@ from tracker.rate_distortion.latent import Latent
 from tracker.rate_distortion.norms import plain_norms
 from tracker.rate_distortion.plan import Plan
 from tracker.rate_distortion.quantised import Quantised, on_grid
-from tracker.rate_distortion.rounds import Round, following
+from tracker.rate_distortion.rounds import Round, chosen, following
 from tracker.rate_distortion.start import CAREFUL, MANNERS, MILD, STRICT, start
 from tracker.rate_distortion.training import Training
 from tracker.rate_distortion.trellis import UNIFORM
@@ -119,7 +119,7 @@ def linear(seed: int = 0) -> tuple[nn.Module, Context]:
         "cpu",
         training=lambda: batches,
         anchor=model,
-        judge=lambda model: Judged(0.0, 0.0),
+        judge=lambda model: Judged(0.0, 0.0, 0.0),
     )
     return model, context
 
@@ -250,7 +250,7 @@ def test_a_stage_may_begin_from_what_the_model_was_before_it_was_rounded(tmp_pat
 def test_training_becomes_bolder_until_it_has_to_mend() -> None:
     def done(*rounds: tuple[float, float]) -> list[Round]:
         return [
-            Round(weight, Quantised({}, {}, 1.0, 0.0), Judged(drop, drop), int(1000 / weight), 1.0)
+            Round(weight, Quantised({}, {}, 1.0, 0.0), Judged(drop, drop, drop), int(1000 / weight), 1.0)
             for weight, drop in rounds
         ]
 
@@ -282,6 +282,40 @@ def test_training_becomes_bolder_until_it_has_to_mend() -> None:
         assert smaller.weight < 8 and not smaller.bold
 
 
+def test_noise_of_single_answers_is_no_reason_to_mend_and_none_to_be_bolder() -> None:
+    _, context = linear()
+    by_drop = dataclasses.replace(context, target=Target(0.005), classes=1)
+    untrained, first, mended = (
+        Round(weight, Quantised({}, {}, bits, 0.0), Judged(0.0, bound, systematic), None, 1.0)
+        for weight, bits, bound, systematic in (
+            (0.0, 2.4, 0.004, 0.002),
+            (4.0, 1.8, 0.008, 0.0049),
+            (4.0, 1.7, 0.008, 0.0051),
+        )
+    )
+    for last in (False, True):
+        assert following([first], last, by_drop) == Plan(4.0, False)
+    again = following([first, mended], True, by_drop)
+    assert again.weight < 4 and again.finer < 1
+    assert chosen([untrained, first, mended], by_drop) is first
+    assert not Distill()._lost([first, mended], by_drop) and Distill()._lost([mended], by_drop)
+
+
+@pytest.mark.parametrize(
+    ("given", "changed", "expected"),
+    [
+        (3, {}, 3),
+        ("auto", {}, 4),
+        ("auto", {"classes": 1}, 2),
+        ("auto", {"classes": 1, "by_choice": False}, 4),
+        ("auto", {"classes": 1, "target": Target(0.005, 1000)}, 4),
+    ],
+)
+def test_how_many_values_of_lambda_are_planned(given: Any, changed: dict[str, Any], expected: int) -> None:
+    _, context = linear()
+    assert Distill(rounds=given)._planned(dataclasses.replace(context, **changed)) == expected
+
+
 def test_rounds_with_finer_steps_are_added_where_nothing_is_good_enough(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,7 +328,7 @@ def test_rounds_with_finer_steps_are_added_where_nothing_is_good_enough(
 
     monkeypatch.setattr(Latent, "begin", begun)
     model, context = linear()
-    lost = dataclasses.replace(context, judge=lambda model: Judged(1.0, 1.0), target=Target(0.5))
+    lost = dataclasses.replace(context, judge=lambda model: Judged(1.0, 1.0, 1.0), target=Target(0.5))
     stage = Distill(loss="mse", batch_size=16, steps=40, rounds=2)
     rows = stage.apply(copy.deepcopy(model), lost).tables["rounds"]
     assert len(rows) == 6 and len(sizes) == 5
@@ -304,7 +338,7 @@ def test_rounds_with_finer_steps_are_added_where_nothing_is_good_enough(
     fixed = stage.model_copy(update={"rate_weight": 1.0})
     assert len(fixed.apply(copy.deepcopy(model), lost).tables["rounds"]) == 3
     drops = iter([1.0, 1.0, 1.0, 0.0])
-    mended = dataclasses.replace(lost, judge=lambda model: Judged(drop := next(drops), drop))
+    mended = dataclasses.replace(lost, judge=lambda model: Judged(drop := next(drops), drop, drop))
     done = stage.apply(copy.deepcopy(model), mended)
     assert len(done.tables["rounds"]) == 4 and done.metrics["distill/round"] == 3
 
@@ -449,7 +483,7 @@ def test_what_loses_too_much_is_begun_once_more_with_a_smaller_lambda(
     monkeypatch.setattr(Training, "_step", step)
     monkeypatch.setattr(training, "SAVED", -1.0)  # after every step
     model, context = linear()
-    far = dataclasses.replace(context, classes=1, judge=lambda model: Judged(2.1, 2.1), target=Target(0.5))
+    far = dataclasses.replace(context, classes=1, judge=lambda model: Judged(2.1, 2.1, 2.1), target=Target(0.5))
     stage = Distill(batch_size=16, steps=40, rounds=2)
     with pytest.raises(KeyboardInterrupt):
         stage.apply(copy.deepcopy(model), far)
@@ -460,7 +494,7 @@ def test_what_loses_too_much_is_begun_once_more_with_a_smaller_lambda(
     # Training that is within the target, or only a little beyond it, goes on; so does that with a given lambda.
     for judged, fixed in ((0.0, None), (1.9, None), (2.1, 5.0)):
         manners.clear()
-        own = dataclasses.replace(far, judge=lambda model, drop=judged: Judged(drop, drop))
+        own = dataclasses.replace(far, judge=lambda model, drop=judged: Judged(drop, drop, drop))
         stage.model_copy(update={"rate_weight": fixed, "steps": 8}).apply(copy.deepcopy(model), own)
         assert set(manners) == {MANNERS["kl"]}
 

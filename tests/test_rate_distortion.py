@@ -95,7 +95,7 @@ def test_the_working_point_is_the_last_within_a_drop_or_the_first_within_bytes()
     def search(count: int, target: Target) -> int:
         aimed = Context(base.predict, base.calibration, 0, "cpu", target=target)
         found = working_point(
-            count, lambda place: place, lambda made: Judged(0.0, made / 10), lambda made: 100 - made, aimed
+            count, lambda place: place, lambda made: Judged(0.0, made / 10, made / 10), lambda made: 100 - made, aimed
         )
         return found.made
 
@@ -115,7 +115,9 @@ def test_the_working_point_is_the_last_within_a_drop_or_the_first_within_bytes()
         (Target(0.5, ahead=1000), 40),
     ):
         aimed = Context(base.predict, base.calibration, 0, "cpu", target=target)
-        found = working_point(64, int, lambda made: Judged(0.0, drops[made]), lambda made: 100 - made, aimed)
+        found = working_point(
+            64, int, lambda made: Judged(0.0, drops[made], drops[made]), lambda made: 100 - made, aimed
+        )
         assert found.made == last
 
 
@@ -127,7 +129,8 @@ def test_a_working_point_is_found_in_few_steps_where_drops_grow_evenly(growth: f
 
     def judge(place: int) -> Judged:
         looked.append(place)
-        return Judged(0.0, 0.005 * math.exp(growth * (place - last - 0.5)))
+        drop = 0.005 * math.exp(growth * (place - last - 0.5))
+        return Judged(0.0, drop, drop)
 
     for target in (Target(0.005, ahead=0), Target(0.0, 1000)):
         looked.clear()

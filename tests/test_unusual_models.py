@@ -85,7 +85,7 @@ def test_embeddings_with_sparse_gradients_are_measured_and_trained(cache: Path) 
     dense.items.sparse = False
     found, wanted = (sensitivities_on("calibration", one, context(one, indices)) for one in (model, dense))
     assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items()) and found["items.weight"].any()
-    own = context(model, indices, training=lambda: [indices], judge=lambda model: Judged(0.0, 0.0))
+    own = context(model, indices, training=lambda: [indices], judge=lambda model: Judged(0.0, 0.0, 0.0))
     done = Distill(loss="mse", steps=4, rounds=1, batch_size=16).apply(copy.deepcopy(model), own)
     assert set(done.steps) > {"items.weight", "scores.weight"}
 
@@ -206,7 +206,7 @@ def test_training_that_was_killed_ends_as_if_it_had_not_been(
         batches[0],
         coder=Nnc(qp=-40),
         training=lambda: batches,
-        judge=lambda model: Judged(0.0, 0.0),
+        judge=lambda model: Judged(0.0, 0.0, 0.0),
         classes=1 if images else None,
         agreement=lambda found, wanted: 1.0,
     )

@@ -62,7 +62,11 @@ class Distill(Trained):
     steps: int | None = Field(
         default=None, ge=1, description="of training, the same anywhere; with seconds too, what ends first ends it"
     )
-    rounds: int = Field(default=2, ge=1, le=20, description="values of lambda that are tried")
+    rounds: Literal["auto"] | Annotated[int, Field(ge=1, le=20)] = Field(
+        default=2,
+        description="values of lambda that are tried; auto: 4, or 2 where the likeliest class counts, as what "
+        "more would tell is noise then",
+    )
     rate_weight: float | None = Field(
         default=None,
         gt=0,
@@ -153,15 +157,14 @@ class Distill(Trained):
     def _trained(self, training: Training, context: Context) -> Work:
         """Round after round, each with the lambda that those before it suggest; on from where it was killed."""
         assert context.judge is not None
-        student, work = training.student, Work(self, training, context)
+        student, work, most = training.student, Work(self, training, context), self._planned(context)
         if not work.done:
             begun = start(training, context)
             size = self._bytes(begun.given, student, context, True)
             work.begin(begun, Round(0.0, begun.given, begun.judged, size, 0.0), training)
-            told(0, self.rounds, work.done[0])
+            told(0, most, work.done[0])
         else:
             training.restore(work.tensors)
-        most = self.rounds
         if context.dependent and training.manner is CAREFUL:
             log.info("distill leaves the integers of dependent quantisation as they are: it trains uniform ones")
             most = 0
@@ -169,14 +172,14 @@ class Distill(Trained):
             if self._in_vain(training, work, context):
                 break
             number = len(work.done)
-            plan = self._plan(number, work, context)
-            label = f"distill {number}/{max(number, self.rounds)}"
-            share = (FIRST if number == 1 else 1.0) / (FIRST + self.rounds - 1)
+            plan = self._plan(number, most, work, context)
+            label = f"distill {number}/{max(number, most)}"
+            share = (FIRST if number == 1 else 1.0) / (FIRST + most - 1)
             saved = work.progress(number)
             result, seconds = training.round(plan, work.distortion, share, label, saved, work.saver(number))
             size = self._bytes(result, student, context)
             work.add(Round(plan.weight, result, context.judge(student), size, seconds), training)
-            told(number, max(number, self.rounds), work.done[-1])
+            told(number, max(number, most), work.done[-1])
         return work
 
     def _in_vain(self, training: Training, work: Work, context: Context) -> bool:
@@ -189,8 +192,15 @@ class Distill(Trained):
         """Whether no training is good enough, and other step sizes may change that."""
         return self.rate_weight is None and not any(one.good_enough(context) for one in rounds)
 
-    def _plan(self, number: int, work: Work, context: Context) -> Plan:
-        plan = following(work.done[1:], number >= self.rounds, context) if number > 1 else Plan(work.weight, True)
+    def _planned(self, context: Context) -> int:
+        """Rounds that there are unless nothing is good enough."""
+        if self.rounds != "auto":
+            return self.rounds
+        noisy = context.by_choice and context.classes is not None and context.target.bytes is None
+        return 2 if noisy else 4
+
+    def _plan(self, number: int, most: int, work: Work, context: Context) -> Plan:
+        plan = following(work.done[1:], number >= most, context) if number > 1 else Plan(work.weight, True)
         return plan._replace(weight=self.rate_weight or plan.weight)
 
     def _bytes(self, result: Quantised, student: Any, context: Context, untrained: bool = False) -> int | None:
@@ -215,6 +225,7 @@ def _row(number: int, one: Round) -> dict[str, Any]:
         "loss": one.result.loss,
         "drop on the search split": one.judged.drop,
         "likely below": one.judged.bound,
+        "systematic": one.judged.systematic,
         "bytes": one.bytes,
         "seconds": one.seconds,
     }

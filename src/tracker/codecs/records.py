@@ -87,11 +87,14 @@ class Judged:
 
     Attributes:
         drop: on it.
-        bound: the largest drop that is likely (by ``target.confidence``); what decides.
+        bound: the largest drop that is likely on another split as large (by ``target.confidence``); what decides.
+        systematic: the same without the noise of single answers there, which is the same for all models that change as
+            many: where soft scores tell nothing, `bound`.
     """
 
     drop: float
     bound: float
+    systematic: float
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from tracker.codecs.records import Judged
 from tracker.errors import TrackerError
 from tracker.frameworks.pytorch import state_tensors
 from tracker.models import weights_digest
-from tracker.rate_distortion.aim import LEAST, within
+from tracker.rate_distortion.aim import LEAST, exceeds
 from tracker.rate_distortion.checkpoint import Checkpoint
 from tracker.rate_distortion.plan import Plan
 from tracker.rate_distortion.quantised import Quantised
@@ -57,8 +57,16 @@ class Round:
         return context.target.bytes is None or (self.bytes is not None and self.bytes <= context.target.bytes)
 
     def good_enough(self, context: Context) -> bool:
-        """Whether it is within the target's drop, if that decides."""
-        return context.target.bytes is not None or within(self.judged, context)
+        """Whether training has done what it can for it to be within the target's drop, if that decides.
+
+        Training cannot change the noise of single answers. Were it a reason to mend, most networks would have to, with
+        finer step sizes or not by chance alone, and sizes would differ from seed to seed.
+        """
+        return context.target.bytes is not None or not exceeds(self.judged.systematic, context)
+
+    def surely_good(self, context: Context) -> bool:
+        """Whether it is likely to be within the target's drop on another split too: there is room."""
+        return not exceeds(self.judged.bound, context)
 
 
 class Work:
@@ -158,7 +166,8 @@ def hopeless(one: Round, context: Context) -> bool:
 def told(number: int, count: int, one: Round) -> None:
     """A line of the log about a round."""
     log.info(
-        "distill %d/%d: lambda %.3g, %.2f bits per weight%s, drop %.4f (likely below %.4f) on the search split",
+        "distill %d/%d: lambda %.3g, %.2f bits per weight%s, drop %.4f (likely below %.4f, without noise %.4f) on the "
+        "search split",
         number,
         count,
         one.weight,
@@ -166,6 +175,7 @@ def told(number: int, count: int, one: Round) -> None:
         f", {one.bytes:,} bytes" if one.bytes is not None else "",
         one.judged.drop,
         one.judged.bound,
+        one.judged.systematic,
     )
 
 
@@ -187,7 +197,7 @@ def chosen(rounds: list[Round], context: Context) -> Round:
     good = [one for one in rounds if one.good_enough(context)]
     if good:
         return min(good, key=lambda one: one.result.bits)
-    return min(rounds, key=lambda one: one.judged.bound)
+    return min(rounds, key=lambda one: one.judged.systematic)
 
 
 def following(done: list[Round], last: bool, context: Context) -> Plan:
@@ -203,9 +213,10 @@ def following(done: list[Round], last: bool, context: Context) -> Plan:
         enough = before.small_enough(context)
         return Plan(before.weight / FACTOR, False) if enough else Plan(before.weight * FACTOR, True)
     if before.good_enough(context):
-        mends = last and context.by_choice  # where classes are noisy, a step that is too bold is likelier than not
+        # Where classes are noisy, a step that is too bold is likelier than not.
+        mends = (last and context.by_choice) or not before.surely_good(context)
         return Plan(before.weight, False) if mends else Plan(before.weight * FACTOR, True)
-    lost = before.judged.bound
+    lost = before.judged.systematic
     power = POWERS[context.by_choice and context.classes is not None]
     finer = (ROOM * max(context.target.drop, LEAST) / lost) ** (1 / power) if lost > 0 else 0.0  # NaN is not
     return Plan(before.weight / FACTOR, False, min(max(FINEST, finer), 1.0))

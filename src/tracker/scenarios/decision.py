@@ -121,22 +121,26 @@ class Judge:
         soft = wanted.confidence is not None and self.follows
         after = self.mixed.evaluate(model, before, self.target.drop, certain, "search split", soft)
         if isinstance(after, Rejection):
-            return Judged(after.drop, max(after.drop, self.target.drop + 2 * ROUNDING))
+            return _judged(after.drop, max(after.drop, self.target.drop + 2 * ROUNDING))
         drop = task.drop(before.metrics[task.primary], after.metrics[task.primary])
         given, found = before.scores, after.scores
         if wanted.confidence is None or given is None or found is None or not len(given) == len(found) > 1:
-            return Judged(drop, drop)
+            return _judged(drop, drop)
         if soft and before.soft is not None and after.soft is not None:
-            return Judged(drop, likely(task, before, after, wanted.confidence))
+            return Judged(drop, *likely(task, before, after, wanted.confidence))
         two_sided = max(2 * wanted.confidence - 1, 1e-6)
         draws = job.settings.transparency.resamples
         upper = drop_interval(task, given, found, two_sided, draws, job.settings.seed)[1]
         # Another split of the same size has as much noise again.
         margin = math.sqrt(2) * max(upper - drop, 0.0) * expansion(len(given), wanted.confidence)
-        return Judged(drop, drop + margin)
+        return _judged(drop, drop + margin)
 
 
-def likely(task: Task, anchor: Evaluation, found: Evaluation, confidence: float) -> float:
+def _judged(drop: float, bound: float) -> Judged:
+    return Judged(drop, bound, bound)
+
+
+def likely(task: Task, anchor: Evaluation, found: Evaluation, confidence: float) -> tuple[float, float]:
     """The largest drop that is likely on another split of the same size, by the mean of the soft scores.
 
     It has a margin for the noise of both means: the soft one is measured here, and the primary metric's will be there.
@@ -147,6 +151,9 @@ def likely(task: Task, anchor: Evaluation, found: Evaluation, confidence: float)
         anchor: with scores and soft scores.
         found: the same of the model, on the same samples.
         confidence: one-sided.
+
+    Returns:
+        That, and the same without the noise that the primary metric will have.
     """
     from scipy.stats import t
 
@@ -157,7 +164,8 @@ def likely(task: Task, anchor: Evaluation, found: Evaluation, confidence: float)
     count = len(hard)
     margin = float(t.ppf(confidence, count - 1)) / math.sqrt(count)
     noise, own = margin * float(smooth.std(ddof=1)), margin * float(hard.std(ddof=1))
-    return max(float(smooth.mean()) + math.hypot(noise, own), float(hard.mean()) - own)
+    soft, unexplained = float(smooth.mean()), float(hard.mean()) - own
+    return max(soft + math.hypot(noise, own), unexplained), max(soft + noise, unexplained)
 
 
 def expansion(count: int, confidence: float) -> float:
