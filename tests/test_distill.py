@@ -35,7 +35,7 @@ from tracker.rate_distortion.latent import Latent
 from tracker.rate_distortion.norms import plain_norms
 from tracker.rate_distortion.plan import Plan
 from tracker.rate_distortion.quantised import Quantised, on_grid
-from tracker.rate_distortion.rounds import Round, chosen, following
+from tracker.rate_distortion.rounds import Round, chosen, enough, following
 from tracker.rate_distortion.start import CAREFUL, MANNERS, MILD, STRICT, start
 from tracker.rate_distortion.training import Training
 from tracker.rate_distortion.trellis import UNIFORM
@@ -298,22 +298,53 @@ def test_noise_of_single_answers_is_no_reason_to_mend_and_none_to_be_bolder() ->
     again = following([first, mended], True, by_drop)
     assert again.weight < 4 and again.finer < 1
     assert chosen([untrained, first, mended], by_drop) is first
+    hardly, larger = (
+        Round(4.0, Quantised({}, {}, bits, 0.0), Judged(0.0, 0.004, 0.001), None, 1.0) for bits in (1.83, 1.85)
+    )
+    assert chosen([first, hardly, larger], by_drop) is hardly
+    assert (
+        chosen([first, larger], by_drop) is chosen([hardly, first], dataclasses.replace(by_drop, classes=None)) is first
+    )
+    assert following([hardly], False, by_drop) == Plan(4.0, False)
+    assert enough([first, hardly], by_drop) and not enough([first, mended], by_drop)
+    assert not enough([first, hardly], dataclasses.replace(by_drop, target=Target(0.005, 1000)))
     assert not Distill()._lost([first, mended], by_drop) and Distill()._lost([mended], by_drop)
 
 
 @pytest.mark.parametrize(
     ("given", "changed", "expected"),
     [
-        (3, {}, 3),
-        ("auto", {}, 4),
-        ("auto", {"classes": 1}, 2),
-        ("auto", {"classes": 1, "by_choice": False}, 4),
-        ("auto", {"classes": 1, "target": Target(0.005, 1000)}, 4),
+        (4, {"classes": 1}, 4),
+        ("auto", {}, 2),
+        ("auto", {"classes": 1}, 3),
+        ("auto", {"classes": 1, "by_choice": False}, 2),
+        ("auto", {"classes": 1, "target": Target(0.005, 1000)}, 2),
     ],
 )
-def test_how_many_values_of_lambda_are_planned(given: Any, changed: dict[str, Any], expected: int) -> None:
+def test_how_many_rounds_are_planned(given: Any, changed: dict[str, Any], expected: int) -> None:
     _, context = linear()
     assert Distill(rounds=given)._planned(dataclasses.replace(context, **changed)) == expected
+
+
+def test_training_of_classes_ends_once_a_network_is_surely_good(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[float] = []
+    plain = Training._step
+
+    def step(self: Training, inputs: Any, weight: float) -> float:
+        steps.append(weight)
+        return plain(self, inputs, weight)
+
+    monkeypatch.setattr(Training, "_step", step)
+    model, context = linear()
+    for bounds, lengths in (([0.0, 0.4], [30]), ([0.0, 0.6, 0.4], [30, 5]), ([0.0, 0.6, 0.6, 0.6], [30, 5, 5])):
+        steps.clear()
+        judged = iter(bounds)
+        classes = dataclasses.replace(
+            context, classes=1, target=Target(0.5), judge=lambda model, given=judged: Judged(0.0, next(given), 0.4)
+        )
+        rows = Distill(batch_size=16, steps=40).apply(copy.deepcopy(model), classes).tables["rounds"]
+        assert len(rows) == len(bounds) and len(steps) == sum(lengths)
+        assert len(set(steps)) == 1  # the same lambda
 
 
 def test_rounds_with_finer_steps_are_added_where_nothing_is_good_enough(

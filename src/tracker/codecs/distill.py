@@ -25,7 +25,7 @@ from tracker.rate_distortion.inputs import Source, one_batch, split
 from tracker.rate_distortion.norms import plain_norms
 from tracker.rate_distortion.plan import Plan
 from tracker.rate_distortion.quantised import Quantised
-from tracker.rate_distortion.rounds import Round, Work, chosen, following, hopeless, told
+from tracker.rate_distortion.rounds import Round, Work, chosen, enough, following, hopeless, steady, told
 from tracker.rate_distortion.start import CAREFUL, MANNERS, MILD, start
 from tracker.rate_distortion.training import Training
 from tracker.rate_distortion.twin import in_pytorch
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
-FIRST = 3.0  # duration of the first round, over that of each other
+FIRST = 3.0  # duration of the first round, over that of each other; where there is noise, over that of all others
 MADE = 48  # inputs in a batch, where they are made
 RESCUES = 3  # rounds that are added, where none is good enough
 
@@ -63,9 +63,9 @@ class Distill(Trained):
         default=None, ge=1, description="of training, the same anywhere; with seconds too, what ends first ends it"
     )
     rounds: Literal["auto"] | Annotated[int, Field(ge=1, le=20)] = Field(
-        default=2,
-        description="values of lambda that are tried; auto: 4, or 2 where the likeliest class counts, as what "
-        "more would tell is noise then",
+        default="auto",
+        description="of training, bold ones with more and more lambda, and what mends them; auto: 2, or 3 where the "
+        "likeliest class counts, of which only the first is bold, and that end once one is surely within the target",
     )
     rate_weight: float | None = Field(
         default=None,
@@ -169,12 +169,13 @@ class Distill(Trained):
             log.info("distill leaves the integers of dependent quantisation as they are: it trains uniform ones")
             most = 0
         while len(work.done) <= most + (RESCUES if most and self._lost(work.done[1:], context) else 0):
-            if self._in_vain(training, work, context):
+            if self._in_vain(training, work, context) or enough(work.done[1:], context):
                 break
             number = len(work.done)
             plan = self._plan(number, most, work, context)
             label = f"distill {number}/{max(number, most)}"
-            share = (FIRST if number == 1 else 1.0) / (FIRST + most - 1)
+            first = FIRST * max(most - 1, 1) if steady(context) else FIRST
+            share = (first if number == 1 else 1.0) / (first + most - 1)
             saved = work.progress(number)
             result, seconds = training.round(plan, work.distortion, share, label, saved, work.saver(number))
             size = self._bytes(result, student, context)
@@ -196,8 +197,7 @@ class Distill(Trained):
         """Rounds that there are unless nothing is good enough."""
         if self.rounds != "auto":
             return self.rounds
-        noisy = context.by_choice and context.classes is not None and context.target.bytes is None
-        return 2 if noisy else 4
+        return 3 if steady(context) else 2
 
     def _plan(self, number: int, most: int, work: Work, context: Context) -> Plan:
         plan = following(work.done[1:], number >= most, context) if number > 1 else Plan(work.weight, True)

@@ -32,6 +32,7 @@ FINEST = 0.8  # by which step sizes become smaller from round to round, at most,
 # Where only the likeliest of classes counts, most of it is noise: with a tenth of them changed, a drop on another split
 # is known to half a percent, and steps that are much finer would gain little for many bytes.
 POWERS, ROOM = {False: 4, True: 8}, 0.9
+SAME = {False: 1.0, True: 1.02}  # bits, over the fewest, among which the better network is taken
 
 
 @dataclass(eq=False)
@@ -65,7 +66,7 @@ class Round:
         return context.target.bytes is not None or not exceeds(self.judged.systematic, context)
 
     def surely_good(self, context: Context) -> bool:
-        """Whether it is likely to be within the target's drop on another split too: there is room."""
+        """Whether it is likely to be within the target's drop on another split too, with all noise."""
         return not exceeds(self.judged.bound, context)
 
 
@@ -158,6 +159,19 @@ class Work:
         return Round(given["weight"], result, Judged(**given["judged"]), given["bytes"], given["seconds"])
 
 
+def steady(context: Context) -> bool:
+    """Whether lambda stays as long as nothing is lost: only the likeliest of classes counts, and drops are noisy.
+
+    What two networks of the same size lose differs by more than what a tenth of their bytes brings then.
+    """
+    return context.by_choice and context.classes is not None and context.target.bytes is None
+
+
+def enough(rounds: list[Round], context: Context) -> bool:
+    """Whether training may end early: where lambda stays, nothing more is to be gained."""
+    return steady(context) and any(one.surely_good(context) for one in rounds)
+
+
 def hopeless(one: Round, context: Context) -> bool:
     """Whether a round has lost so much that no mending brings it back: its weights have become zero."""
     return one.judged.bound > HOPELESS * max(context.target.drop, LEAST)
@@ -180,7 +194,7 @@ def told(number: int, count: int, one: Round) -> None:
 
 
 def chosen(rounds: list[Round], context: Context) -> Round:
-    """The smallest that is good enough, or the best that is small enough.
+    """The smallest that is good enough, or one that is hardly larger and better, or the best that is small enough.
 
     Raises:
         TrackerError: none is small enough.
@@ -196,7 +210,8 @@ def chosen(rounds: list[Round], context: Context) -> Round:
         return min(small, key=lambda one: one.judged.drop)
     good = [one for one in rounds if one.good_enough(context)]
     if good:
-        return min(good, key=lambda one: one.result.bits)
+        most = SAME[steady(context)] * min(one.result.bits for one in good)
+        return min((one for one in good if one.result.bits <= most), key=lambda one: one.judged.systematic)
     return min(rounds, key=lambda one: one.judged.systematic)
 
 
@@ -210,13 +225,12 @@ def following(done: list[Round], last: bool, context: Context) -> Plan:
     """
     before = done[-1]
     if context.target.bytes is not None:
-        enough = before.small_enough(context)
-        return Plan(before.weight / FACTOR, False) if enough else Plan(before.weight * FACTOR, True)
+        small = before.small_enough(context)
+        return Plan(before.weight / FACTOR, False) if small else Plan(before.weight * FACTOR, True)
     if before.good_enough(context):
-        # Where classes are noisy, a step that is too bold is likelier than not.
-        mends = (last and context.by_choice) or not before.surely_good(context)
+        mends = steady(context) or (last and context.by_choice)  # where a step that is too bold is likelier than not
         return Plan(before.weight, False) if mends else Plan(before.weight * FACTOR, True)
     lost = before.judged.systematic
-    power = POWERS[context.by_choice and context.classes is not None]
+    power = POWERS[steady(context)]
     finer = (ROOM * max(context.target.drop, LEAST) / lost) ** (1 / power) if lost > 0 else 0.0  # NaN is not
     return Plan(before.weight / FACTOR, False, min(max(FINEST, finer), 1.0))
