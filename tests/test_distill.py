@@ -311,21 +311,6 @@ def test_noise_of_single_answers_is_no_reason_to_mend_and_none_to_be_bolder() ->
     assert not Distill()._lost([first, mended], by_drop) and Distill()._lost([mended], by_drop)
 
 
-@pytest.mark.parametrize(
-    ("given", "changed", "expected"),
-    [
-        (4, {"classes": 1}, 4),
-        ("auto", {}, 2),
-        ("auto", {"classes": 1}, 3),
-        ("auto", {"classes": 1, "by_choice": False}, 2),
-        ("auto", {"classes": 1, "target": Target(0.005, 1000)}, 2),
-    ],
-)
-def test_how_many_rounds_are_planned(given: Any, changed: dict[str, Any], expected: int) -> None:
-    _, context = linear()
-    assert Distill(rounds=given)._planned(dataclasses.replace(context, **changed)) == expected
-
-
 def test_training_of_classes_ends_once_a_network_is_surely_good(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[float] = []
     plain = Training._step
@@ -342,7 +327,7 @@ def test_training_of_classes_ends_once_a_network_is_surely_good(cache: Path, mon
         classes = dataclasses.replace(
             context, classes=1, target=Target(0.5), judge=lambda model, given=judged: Judged(0.0, next(given), 0.4)
         )
-        rows = Distill(batch_size=16, steps=40).apply(copy.deepcopy(model), classes).tables["rounds"]
+        rows = Distill(batch_size=16, steps=40, rounds=3).apply(copy.deepcopy(model), classes).tables["rounds"]
         assert len(rows) == len(bounds) and len(steps) == sum(lengths)
         assert len(set(steps)) == 1  # the same lambda
 

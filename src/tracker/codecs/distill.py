@@ -62,10 +62,12 @@ class Distill(Trained):
     steps: int | None = Field(
         default=None, ge=1, description="of training, the same anywhere; with seconds too, what ends first ends it"
     )
-    rounds: Literal["auto"] | Annotated[int, Field(ge=1, le=20)] = Field(
-        default="auto",
-        description="of training, bold ones with more and more lambda, and what mends them; auto: 2, or 3 where the "
-        "likeliest class counts, of which only the first is bold, and that end once one is surely within the target",
+    rounds: int = Field(
+        default=2,
+        ge=1,
+        le=20,
+        description="of training, bold ones with more and more lambda, and what mends them; of the likeliest class the "
+        "first alone is bold, and training ends once a network is surely within the target",
     )
     rate_weight: float | None = Field(
         default=None,
@@ -157,7 +159,7 @@ class Distill(Trained):
     def _trained(self, training: Training, context: Context) -> Work:
         """Round after round, each with the lambda that those before it suggest; on from where it was killed."""
         assert context.judge is not None
-        student, work, most = training.student, Work(self, training, context), self._planned(context)
+        student, work, most = training.student, Work(self, training, context), self.rounds
         if not work.done:
             begun = start(training, context)
             size = self._bytes(begun.given, student, context, True)
@@ -192,12 +194,6 @@ class Distill(Trained):
     def _lost(self, rounds: list[Round], context: Context) -> bool:
         """Whether no training is good enough, and other step sizes may change that."""
         return self.rate_weight is None and not any(one.good_enough(context) for one in rounds)
-
-    def _planned(self, context: Context) -> int:
-        """Rounds that there are unless nothing is good enough."""
-        if self.rounds != "auto":
-            return self.rounds
-        return 3 if steady(context) else 2
 
     def _plan(self, number: int, most: int, work: Work, context: Context) -> Plan:
         plan = following(work.done[1:], number >= most, context) if number > 1 else Plan(work.weight, True)

@@ -45,7 +45,7 @@ class Manner(NamedTuple):
 # Classes stay the same under far more divergence, once it is trained to do no harm; so do squared errors that come from
 # weights which nothing before training has made better than rounding to the nearest does. Where classes are learned,
 # what samples teach differs little, and many steps with few of them are worth more than few steps with many.
-MANNERS = {"kl": Manner(2.0, 0.8, 1.5e-3, 0.7, 4.0, 16), "mse": Manner(2.0, 8.0, 3e-3, 0.7, 4.0, 48)}
+MANNERS = {"kl": Manner(2.0, 0.7, 1.5e-3, 0.7, 4.0, 16), "mse": Manner(2.0, 8.0, 3e-3, 0.7, 4.0, 48)}
 # A network that is much larger than its data need loses all its weights to zero then, and is begun once more this way.
 MILD = Manner(1.3, 0.15, 1.5e-3, 0.7, 4.0, 16)
 # Where all probabilities count, as in perplexity, training can undo divergence, but no more may be left of it.
