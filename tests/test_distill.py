@@ -40,7 +40,7 @@ from tracker.rate_distortion.start import CAREFUL, MANNERS, MILD, STRICT, start
 from tracker.rate_distortion.training import Training
 from tracker.rate_distortion.trellis import UNIFORM
 from tracker.scenarios import aiming
-from tracker.scenarios.aiming import pivot
+from tracker.scenarios.aiming import left_out, pivot
 from tracker.scenarios.draft import Draft, Workshop
 from tracker.settings import Aim
 
@@ -224,6 +224,28 @@ def test_a_stage_that_begins_from_what_another_finds_ends_that_ones_search() -> 
     assert pivot(build_codec({**chain, "nnc": target}), Aim()) == ("allocate", "allocate", "nnc")
     assert pivot(build_codec({"round": chain["round"], "nnc": target}), Aim(drop=0.1)) == ("nnc", "round", "nnc")
     assert pivot(build_codec({"round": chain["round"], "nnc": target}), Aim()) is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "chain", "expected"),
+    [
+        ({"classes": 1}, ("allocate", "round", "correct", "distill"), {"round", "correct"}),
+        ({"classes": 1}, ("allocate", "round", "correct"), set()),
+        ({"classes": 1}, ("correct", "allocate", "distill"), set()),
+        ({"classes": 1, "by_choice": False}, ("allocate", "round", "correct", "distill"), set()),
+        ({}, ("allocate", "round", "correct", "distill"), set()),
+    ],
+)
+def test_what_makes_up_for_rounding_is_left_out_where_training_begins_before_it(
+    changed: dict[str, Any], chain: tuple[str, ...], expected: set[str], tmp_path: Path
+) -> None:
+    _, context = linear()
+    parts = {name: {"_target_": f"tracker.codecs.{name}.{name.capitalize()}"} for name in chain if name != "distill"}
+    parts |= {"distill": DISTILL} if "distill" in chain else {}
+    codec = build_codec({**{name: parts[name] for name in chain}, "nnc": {"_target_": "tracker.codecs.nnc.Nnc"}})
+    shop = Workshop(FRAMEWORK, dataclasses.replace(context, **changed), tmp_path)
+    where = pivot(codec, Aim())
+    assert where is not None and left_out(codec, where, shop) == expected
 
 
 def test_a_stage_may_begin_from_what_the_model_was_before_it_was_rounded(tmp_path: Path) -> None:

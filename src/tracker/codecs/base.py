@@ -156,6 +156,7 @@ class Transform(Stage):
     frameworks: ClassVar[frozenset[str]] = frozenset({"pytorch"})
     makes_integers: ClassVar[bool] = False  # whether it gives weights as integers, which a coder need not quantise
     makes_steps: ClassVar[bool] = False  # whether it gives step sizes, which all stages after it must take
+    for_rounding: ClassVar[bool] = False  # whether it makes up for rounding and does nothing else
     final: ClassVar[bool] = False  # whether no other transform may follow, as it would undo this one's work
 
     def check_coder(self, coder: Coder) -> None:

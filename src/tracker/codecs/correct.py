@@ -33,6 +33,7 @@ class Correct(Trained):
 
     frameworks: ClassVar[frozenset[str]] = frozenset({"pytorch", "keras"})
     takes_steps: ClassVar[bool] = True
+    for_rounding: ClassVar[bool] = True
 
     inputs: Source = Field(
         default="calibration",

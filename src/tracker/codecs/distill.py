@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
-FIRST = 3.0  # duration of the first round, over that of each other; where there is noise, over that of all others
+FIRST = 3.0  # duration of the first round, over that of each other; where it alone is bold, over that of all others
 MADE = 48  # inputs in a batch, where they are made
 RESCUES = 3  # rounds that are added, where none is good enough
 
@@ -159,14 +159,15 @@ class Distill(Trained):
     def _trained(self, training: Training, context: Context) -> Work:
         """Round after round, each with the lambda that those before it suggest; on from where it was killed."""
         assert context.judge is not None
-        student, work, most = training.student, Work(self, training, context), self.rounds
+        student, work, most = training.student, Work(self, training, context)
         if not work.done:
             begun = start(training, context)
             size = self._bytes(begun.given, student, context, True)
             work.begin(begun, Round(0.0, begun.given, begun.judged, size, 0.0), training)
-            told(0, most, work.done[0])
+            told(0, self.rounds, work.done[0])
         else:
             training.restore(work.tensors)
+        most = self.rounds
         if context.dependent and training.manner is CAREFUL:
             log.info("distill leaves the integers of dependent quantisation as they are: it trains uniform ones")
             most = 0
@@ -174,15 +175,14 @@ class Distill(Trained):
             if self._in_vain(training, work, context) or enough(work.done[1:], context):
                 break
             number = len(work.done)
-            plan = self._plan(number, most, work, context)
-            label = f"distill {number}/{max(number, most)}"
-            first = FIRST * max(most - 1, 1) if steady(context) else FIRST
-            share = (first if number == 1 else 1.0) / (first + most - 1)
+            plan = self._plan(number, work, context)
+            label = f"distill {number}/{max(number, self.rounds)}"
+            share = self._share(number, context)
             saved = work.progress(number)
             result, seconds = training.round(plan, work.distortion, share, label, saved, work.saver(number))
             size = self._bytes(result, student, context)
             work.add(Round(plan.weight, result, context.judge(student), size, seconds), training)
-            told(number, max(number, most), work.done[-1])
+            told(number, max(number, self.rounds), work.done[-1])
         return work
 
     def _in_vain(self, training: Training, work: Work, context: Context) -> bool:
@@ -195,8 +195,14 @@ class Distill(Trained):
         """Whether no training is good enough, and other step sizes may change that."""
         return self.rate_weight is None and not any(one.good_enough(context) for one in rounds)
 
-    def _plan(self, number: int, most: int, work: Work, context: Context) -> Plan:
-        plan = following(work.done[1:], number >= most, context) if number > 1 else Plan(work.weight, True)
+    def _share(self, number: int, context: Context) -> float:
+        """Of the seconds and steps, what a round takes."""
+        others = self.rounds - 1
+        first = FIRST * max(others, 1) if steady(context) else FIRST
+        return (first if number == 1 else 1.0) / (first + others)
+
+    def _plan(self, number: int, work: Work, context: Context) -> Plan:
+        plan = following(work.done[1:], number >= self.rounds, context) if number > 1 else Plan(work.weight, True)
         return plan._replace(weight=self.rate_weight or plan.weight)
 
     def _bytes(self, result: Quantised, student: Any, context: Context, untrained: bool = False) -> int | None:

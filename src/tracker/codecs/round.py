@@ -37,6 +37,7 @@ class Round(Trained):
 
     frameworks: ClassVar[frozenset[str]] = frozenset({"pytorch", "keras"})
     makes_steps: ClassVar[bool] = True
+    for_rounding: ClassVar[bool] = True
     takes_steps: ClassVar[bool] = True
 
     inputs: Source = Field(

@@ -82,6 +82,14 @@ def is_bold(codec: Codec, where: Pivot, shop: Workshop) -> bool:
     return begins and context.classes is not None and context.by_choice and context.framework == "pytorch"
 
 
+def left_out(codec: Codec, where: Pivot, shop: Workshop) -> frozenset[str]:
+    """Stages on the way to one that begins from what the model was before them: what they do would not last."""
+    if not is_bold(codec, where, shop) or not codec.by_name[where.last].takes_unrounded:
+        return frozenset()
+    between = codec.stages[codec.stages.index(where.stage) : codec.stages.index(where.last)]
+    return frozenset(name for name in between if codec.transforms[name].for_rounding)
+
+
 def aimed(codec: Codec, where: Pivot, draft: Draft, shop: Workshop, run: Run | MetricsOnly) -> Codec:
     """The chain with one stage at the place that meets the target, or from which another stage begins to look for it.
 

@@ -165,8 +165,8 @@ def likely(task: Task, anchor: Evaluation, found: Evaluation, confidence: float)
     margin = float(t.ppf(confidence, count - 1)) / math.sqrt(count)
     noise, own = margin * float(smooth.std(ddof=1)), margin * float(hard.std(ddof=1))
     soft, unexplained = float(smooth.mean()), float(hard.mean()) - own
-    # The same soft score on another split has as much noise again.
-    return max(soft + math.hypot(noise, own), unexplained), max(soft + math.sqrt(2) * noise, unexplained)
+    again = min(noise, own)  # that of the soft score on the other split
+    return max(soft + math.hypot(noise, own), unexplained), max(soft + math.hypot(noise, again), unexplained)
 
 
 def expansion(count: int, confidence: float) -> float:

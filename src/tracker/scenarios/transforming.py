@@ -60,6 +60,7 @@ def _through(
 ) -> tuple[Codec, float]:
     """The stages of these names, the last ones of the chain; see `transform`."""
     total, before = 0.0, None
+    without = aiming.left_out(codec, pivot, shop) if pivot is not None else frozenset()
     for name in names:
         began = time.perf_counter()
         if pivot is not None and name == pivot.first:
@@ -68,6 +69,11 @@ def _through(
             codec = aiming.aimed(codec, pivot, draft, shop, run)
         if name not in codec.transforms:
             return codec, total + time.perf_counter() - began
+        if name in without:
+            log.info("%s is left out: training begins from the weights as they are before it", name)
+            (shop.scratch / name).mkdir()
+            log_stage(run, name, draft, draft.model, None, 0.0, shop.scratch / name)
+            continue
         given = shop.apply(codec, codec.transforms[name], draft, shop.scratch / name)
         seconds = time.perf_counter() - began
         total += seconds
