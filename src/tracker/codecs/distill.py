@@ -159,7 +159,7 @@ class Distill(Trained):
     def _trained(self, training: Training, context: Context) -> Work:
         """Round after round, each with the lambda that those before it suggest; on from where it was killed."""
         assert context.judge is not None
-        student, work, most = training.student, Work(self, training, context)
+        student, work = training.student, Work(self, training, context)
         if not work.done:
             begun = start(training, context)
             size = self._bytes(begun.given, student, context, True)
