@@ -111,23 +111,31 @@ def row(anchor: str, label: str, found: list[Any], baseline: float | None, limit
 
 
 def plotted(anchor: str, points: dict[str, list[Any]]) -> None:
-    """Rate against drop of all ways."""
+    """Rate against drop of all ways: presets are stars, and what is below the dashed line is transparent."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
 
-    figure = Figure(figsize=(8, 5), layout="constrained", dpi=110)
+    tolerance = float(next(iter(points.values()))[0].data.params["task.tolerance"])
+    figure = Figure(figsize=(9, 5), layout="constrained", dpi=110)
     axis = figure.subplots()
-    for label, found in points.items():
+    for label, found, color in zip(points, points.values(), colormaps["tab20"].colors, strict=False):
         rates = [run.data.metrics["size/rate_percent"] for run in found]
         drops = [run.data.metrics["performance/drop"] for run in found]
         preset = label.startswith("nnc_")
-        axis.scatter(rates, drops, marker="*" if preset else "o", s=120 if preset else 30, label=label)
+        axis.scatter(rates, drops, marker="*" if preset else "o", s=150 if preset else 35, color=color, label=label)
+    axis.axhline(tolerance, linestyle="--", color="black", linewidth=0.8, label=f"tolerance {tolerance:g}")
     axis.set_xscale("log")
-    axis.set_xlabel("rate in percent")
+    for kind in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
+        kind(FuncFormatter(lambda rate, _: f"{rate:g}"))
+    axis.tick_params(which="both", labelsize=9)
+    axis.set_xlabel("rate in percent of the anchor")
     axis.set_ylabel("drop on the report split")
-    axis.set_yscale("symlog", linthresh=0.01)
+    axis.set_yscale("symlog", linthresh=2 * tolerance)
+    axis.margins(0.06)
     axis.set_title(anchor)
     axis.grid(alpha=0.3, which="both")
-    axis.legend(fontsize=8)
+    figure.legend(loc="outside right upper", fontsize=8)
     figure.savefig(f"presets-{anchor}.png")
 
 
