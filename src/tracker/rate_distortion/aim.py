@@ -43,7 +43,7 @@ class Found(Generic[T]):
         """Whether it is within the target."""
         target = context.target
         if self.judged is not None:
-            return not exceeds(self.judged.bound, context)
+            return within(self.judged.bound, context)
         return self.bytes is not None and target.bytes is not None and self.bytes <= target.bytes
 
     def beyond(self, context: Context) -> float:
@@ -55,9 +55,9 @@ class Found(Generic[T]):
         return math.log(max(ratio, math.exp(-FARTHEST))) if ratio < math.exp(FARTHEST) else FARTHEST
 
 
-def exceeds(drop: float, context: Context) -> bool:
-    """Whether a drop is beyond the target's; NaN is."""
-    return not drop <= context.target.drop + ROUNDING
+def within(drop: float, context: Context) -> bool:
+    """Whether a drop is within the target's; NaN is not."""
+    return drop <= context.target.drop + ROUNDING
 
 
 def working_point(

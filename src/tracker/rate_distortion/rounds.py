@@ -14,7 +14,7 @@ from tracker.codecs.records import Judged
 from tracker.errors import TrackerError
 from tracker.frameworks.pytorch import state_tensors
 from tracker.models import weights_digest
-from tracker.rate_distortion.aim import LEAST, exceeds
+from tracker.rate_distortion.aim import LEAST, within
 from tracker.rate_distortion.checkpoint import Checkpoint
 from tracker.rate_distortion.plan import Plan
 from tracker.rate_distortion.quantised import Quantised
@@ -63,11 +63,11 @@ class Round:
         Training cannot change the noise of single answers. Were it a reason to mend, most networks would have to, with
         finer step sizes or not by chance alone, and sizes would differ from seed to seed.
         """
-        return context.target.bytes is not None or not exceeds(self.judged.systematic, context)
+        return context.target.bytes is not None or within(self.judged.systematic, context)
 
     def surely_good(self, context: Context) -> bool:
         """Whether it is likely to be within the target's drop on another split too, with all noise."""
-        return not exceeds(self.judged.bound, context)
+        return within(self.judged.bound, context)
 
 
 class Work:
