@@ -17,6 +17,7 @@ and --resume takes those that are finished from there, for a call of hours that 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -119,7 +120,7 @@ def plotted(anchor: str, points: dict[str, list[Any]]) -> None:
     tolerance = float(next(iter(points.values()))[0].data.params["task.tolerance"])
     figure = Figure(figsize=(9, 5), layout="constrained", dpi=110)
     axis = figure.subplots()
-    for label, found, color in zip(points, points.values(), colormaps["tab20"].colors, strict=False):
+    for (label, found), color in zip(points.items(), itertools.cycle(colormaps["tab20"].colors), strict=False):
         rates = [run.data.metrics["size/rate_percent"] for run in found]
         drops = [run.data.metrics["performance/drop"] for run in found]
         preset = label.startswith("nnc_")

@@ -75,6 +75,11 @@ class Context:
     unrounded: Any = None
     kept: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def likeliest(self) -> bool:
+        """Whether there are classes of which only the likeliest counts: they stay the same though much else is lost."""
+        return self.by_choice and self.classes is not None
+
 
 class Stage(Component):
     """One link of a chain."""

@@ -164,7 +164,7 @@ def steady(context: Context) -> bool:
 
     What two networks of the same size lose differs by more than what a tenth of their bytes brings then.
     """
-    return context.by_choice and context.classes is not None and context.target.bytes is None
+    return context.likeliest and context.target.bytes is None
 
 
 def enough(rounds: list[Round], context: Context) -> bool:

@@ -78,8 +78,7 @@ def refuse_target(codec: Codec | None, aim: Aim) -> None:
 
 def is_bold(codec: Codec, where: Pivot, shop: Workshop) -> bool:
     """Whether a stage begins there that undoes far more loss than the target allows."""
-    context, begins = shop.context, where.last != codec.coder_name
-    return begins and context.classes is not None and context.by_choice and context.framework == "pytorch"
+    return where.last != codec.coder_name and shop.context.likeliest and shop.context.framework == "pytorch"
 
 
 def left_out(codec: Codec, where: Pivot, shop: Workshop) -> frozenset[str]:

@@ -72,7 +72,7 @@ def _through(
         if name in without:
             log.info("%s is left out: training begins from the weights as they are before it", name)
             (shop.scratch / name).mkdir()
-            log_stage(run, name, draft, draft.model, None, 0.0, shop.scratch / name)
+            log_stage(run, name, draft, None, None, 0.0, shop.scratch / name)
             continue
         given = shop.apply(codec, codec.transforms[name], draft, shop.scratch / name)
         seconds = time.perf_counter() - began
