@@ -293,8 +293,10 @@ def test_training_becomes_bolder_until_it_has_to_mend() -> None:
         slightly = following(rounds, False, by_drop)
         assert slightly.finer == pytest.approx((0.0045 / left) ** 0.25) and not slightly.bold
         classes = dataclasses.replace(by_drop, classes=1)  # whose drop is noise for the most part
-        assert following(rounds, False, classes).finer == pytest.approx((0.0045 / left) ** 0.125)
+        assert following(rounds, False, classes) == Plan(rounds[-1].weight, False)  # and more training helps
+        assert following(rounds * 3, False, classes).finer == pytest.approx((0.0045 / left) ** 0.125)
         assert following(rounds, False, dataclasses.replace(classes, by_choice=False)) == slightly
+    assert following(done((8, 0.011)), False, classes).finer < 1  # but not where much is lost
     assert following(done((8, 0.1), (4, math.nan)), False, by_drop).finer == 0.8
     # 250 bytes at 4, and 125 at 8: bytes fall with lambda.
     by_bytes = dataclasses.replace(context, target=Target(0.005, 200))
@@ -317,16 +319,18 @@ def test_noise_of_single_answers_is_no_reason_to_mend_and_none_to_be_bolder() ->
     )
     for last in (False, True):
         assert following([first], last, by_drop) == Plan(4.0, False)
-    again = following([first, mended], True, by_drop)
+    assert following([first, mended], True, by_drop) == Plan(4.0, False)
+    again = following([first, mended, mended], True, by_drop)
     assert again.weight < 4 and again.finer < 1
     assert chosen([untrained, first, mended], by_drop) is first
+    assert following([mended, mended, first], True, by_drop) == Plan(4.0, False)
+    sure = Round(4.0, Quantised({}, {}, 1.9, 0.0), Judged(0.0, 0.004, 0.004), None, 1.0)
+    assert chosen([untrained, first, sure], by_drop) is sure
     hardly, larger = (
         Round(4.0, Quantised({}, {}, bits, 0.0), Judged(0.0, 0.004, 0.001), None, 1.0) for bits in (1.83, 1.85)
     )
     assert chosen([first, hardly, larger], by_drop) is hardly
-    assert (
-        chosen([first, larger], by_drop) is chosen([hardly, first], dataclasses.replace(by_drop, classes=None)) is first
-    )
+    assert chosen([first, larger], dataclasses.replace(by_drop, classes=None)) is first
     assert following([hardly], False, by_drop) == Plan(4.0, False)
     assert enough([first, hardly], by_drop) and not enough([first, mended], by_drop)
     assert not enough([first, hardly], dataclasses.replace(by_drop, target=Target(0.005, 1000)))
@@ -343,7 +347,7 @@ def test_training_of_classes_ends_once_a_network_is_surely_good(cache: Path, mon
 
     monkeypatch.setattr(Training, "_step", step)
     model, context = linear()
-    for bounds, lengths in (([0.0, 0.4], [30]), ([0.0, 0.6, 0.4], [30, 5]), ([0.0, 0.6, 0.6, 0.6], [30, 5, 5])):
+    for bounds, lengths in (([0.0, 0.4], [30]), ([0.0, 0.6, 0.4], [30, 5]), ([0.0, *[0.6] * 6], [30, *[5] * 5])):
         steps.clear()
         judged = iter(bounds)
         classes = dataclasses.replace(

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 FIRST = 3.0  # duration of the first round, over that of each other; where it alone is bold, over that of all others
 MADE = 48  # inputs in a batch, where they are made
-RESCUES = 3  # rounds that are added, where none is good enough
+RESCUES = 3  # rounds that are added, at most, where none is good enough, or surely so where drops are noisy
 
 
 class Distill(Trained):
@@ -171,7 +171,7 @@ class Distill(Trained):
         if context.dependent and training.manner is CAREFUL:
             log.info("distill leaves the integers of dependent quantisation as they are: it trains uniform ones")
             most = 0
-        while len(work.done) <= most + (RESCUES if most and self._lost(work.done[1:], context) else 0):
+        while len(work.done) <= most + (RESCUES if most and self._wanting(work.done[1:], context) else 0):
             if self._in_vain(training, work, context) or enough(work.done[1:], context):
                 break
             number = len(work.done)
@@ -194,6 +194,10 @@ class Distill(Trained):
     def _lost(self, rounds: list[Round], context: Context) -> bool:
         """Whether no training is good enough, and other step sizes may change that."""
         return self.rate_weight is None and not any(one.good_enough(context) for one in rounds)
+
+    def _wanting(self, rounds: list[Round], context: Context) -> bool:
+        """Whether rounds are added to those that are planned."""
+        return self._lost(rounds, context) or (steady(context) and self.rate_weight is None)
 
     def _share(self, number: int, context: Context) -> float:
         """Of the seconds and steps, what a round takes."""
