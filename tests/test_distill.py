@@ -323,7 +323,8 @@ def test_noise_of_single_answers_is_no_reason_to_mend_and_none_to_be_bolder() ->
     again = following([first, mended, mended], True, by_drop)
     assert again.weight < 4 and again.finer < 1
     assert chosen([untrained, first, mended], by_drop) is first
-    assert following([mended, mended, first], True, by_drop) == Plan(4.0, False)
+    unsure = following([mended, mended, first], True, by_drop)
+    assert unsure.weight < 4 and unsure.finer == pytest.approx((0.0045 / 0.008) ** 0.125)
     sure = Round(4.0, Quantised({}, {}, 1.9, 0.0), Judged(0.0, 0.004, 0.004), None, 1.0)
     assert chosen([untrained, first, sure], by_drop) is sure
     hardly, larger = (
@@ -355,7 +356,7 @@ def test_training_of_classes_ends_once_a_network_is_surely_good(cache: Path, mon
         )
         rows = Distill(batch_size=16, steps=40, rounds=3).apply(copy.deepcopy(model), classes).tables["rounds"]
         assert len(rows) == len(bounds) and len(steps) == sum(lengths)
-        assert len(set(steps)) == 1  # the same lambda
+        assert len(set(steps[:40])) == 1  # the same lambda, until that has not helped twice
 
 
 def test_rounds_with_finer_steps_are_added_where_nothing_is_good_enough(
