@@ -331,7 +331,9 @@ def test_noise_of_single_answers_is_no_reason_to_mend_and_none_to_be_bolder() ->
         Round(4.0, Quantised({}, {}, bits, 0.0), Judged(0.0, 0.004, 0.001), None, 1.0) for bits in (1.83, 1.85)
     )
     assert chosen([first, hardly, larger], by_drop) is hardly
-    assert chosen([first, larger], dataclasses.replace(by_drop, classes=None)) is first
+    assert chosen([first, larger], by_drop) is larger  # as it is surely good, which `first` is not
+    other = dataclasses.replace(by_drop, classes=None)
+    assert chosen([first, larger], other) is chosen([hardly, first], other) is first
     assert following([hardly], False, by_drop) == Plan(4.0, False)
     assert enough([first, hardly], by_drop) and not enough([first, mended], by_drop)
     assert not enough([first, hardly], dataclasses.replace(by_drop, target=Target(0.005, 1000)))
