@@ -197,7 +197,7 @@ class Distill(Trained):
 
     def _wanting(self, rounds: list[Round], context: Context) -> bool:
         """Whether rounds are added to those that are planned."""
-        return self._lost(rounds, context) or (steady(context) and self.rate_weight is None)
+        return self.rate_weight is None and (steady(context) or self._lost(rounds, context))
 
     def _share(self, number: int, context: Context) -> float:
         """Of the seconds and steps, what a round takes."""

@@ -63,8 +63,8 @@ class Round:
     def good_enough(self, context: Context) -> bool:
         """Whether training has done what it can for it to be within the target's drop, if that decides.
 
-        Training cannot change the noise of single answers. Were it a reason to mend, most networks would have to, with
-        finer step sizes or not by chance alone, and sizes would differ from seed to seed.
+        Training cannot change the noise of single answers. Were it a reason for finer step sizes from the beginning,
+        most networks would have them or not by chance alone, and sizes would differ from seed to seed.
         """
         return context.target.bytes is not None or within(self.judged.systematic, context)
 
@@ -163,7 +163,7 @@ class Work:
 
 
 def steady(context: Context) -> bool:
-    """Whether lambda stays as long as nothing is lost: only the likeliest of classes counts, and drops are noisy.
+    """Whether lambda stays at first, if little is lost: only the likeliest of classes counts, and drops are noisy.
 
     What two networks of the same size lose differs by more than what a tenth of their bytes brings then.
     """
