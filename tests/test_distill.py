@@ -399,6 +399,27 @@ def test_where_all_probabilities_count_training_is_less_bold(by_choice: bool, te
     assert careful.manner == MANNERS["mse"]
 
 
+def test_where_classes_count_steps_of_training_are_as_large_as_the_weights() -> None:
+    """Adam's steps do not depend on how large gradients are: half the weights would change by twice their share."""
+    model, context = linear()
+    own = dataclasses.replace(context, classes=1, by_choice=True)
+
+    def rates(scale: float, kept: int = 6, **words: Any) -> dict[str, float]:
+        scaled = copy.deepcopy(model)
+        for parameter in scaled.parameters():
+            parameter.data *= scale
+        scaled[0].weight.data[:, kept:] = 0
+        return Training(Distill(**words), scaled, model, own).rates
+
+    first, second = (parameter.detach().numpy() for parameter in model.parameters())
+    for kept in (6, 2):  # what is pruned does not count
+        root = np.sqrt(np.mean(np.concatenate([first[:, :kept].ravel(), second.ravel()]) ** 2))
+        found = rates(0.5, kept)
+        assert found["weights"] == pytest.approx(0.5 * root / 0.097)
+        assert (found["vectors"], found["steps"]) == (2.0, 10.0)
+    assert rates(0.0)["weights"] == rates(0.5, learning_rate=0.001)["weights"] == rates(0.5, loss="mse")["weights"] == 1
+
+
 def test_embeddings_that_training_does_not_show_stay_as_they_are() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(20, 8), nn.Linear(8, 3, bias=False))

@@ -149,11 +149,3 @@ def refuse_program(model: nn.Module, stage: str) -> None:
 
 
 FRAMEWORK = PyTorch()
-
-
-def has_bfloat16(device: str) -> bool:
-    """Whether a device computes in bfloat16 faster than in float32."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(known and known())

@@ -57,6 +57,12 @@ class Latent:
         """Of weights."""
         return max(len(self.weights), 1)
 
+    def magnitude(self) -> float:
+        """The root mean square of the weights that are not zero."""
+        found = self.weights.detach()
+        count = int(found.count_nonzero())
+        return float((found.square().sum() / count).sqrt()) if count else 0.0
+
     def leaves(self) -> dict[str, Tensor]:
         """By name, what an optimiser changes."""
         return {"weights": self.weights, "vectors": self.vectors, "steps": self.logs}

@@ -28,6 +28,7 @@ class Manner(NamedTuple):
         coarser: its step sizes at first, over those that it is given.
         weight: the first lambda, over the distortion of what it begins from, quantised with the given step sizes.
         learning_rate: of weights.
+        usual: the root mean square of weights that have it, to which it is in proportion; None: it is the same for all.
         frozen: the share of a round after which step sizes stay where they are, on the grid.
         vectors: the step sizes of norms and biases, over those that it is given; they stay. Bits cost more here than
             where they were chosen, by about the square of this.
@@ -40,14 +41,17 @@ class Manner(NamedTuple):
     frozen: float
     vectors: float
     samples: int
+    usual: float | None = None
 
 
 # Classes stay the same under far more divergence, once it is trained to do no harm; so do squared errors that come from
 # weights which nothing before training has made better than rounding to the nearest does. Where classes are learned,
 # what samples teach differs little, and many steps with few of them are worth more than few steps with many.
-MANNERS = {"kl": Manner(2.0, 0.7, 1.5e-3, 0.7, 4.0, 16), "mse": Manner(2.0, 8.0, 3e-3, 0.7, 4.0, 48)}
+# Steps of Adam are as large as its learning rate, whatever the weights: where these are smaller than ResNet-20's, as in
+# deeper networks, steps have to be.
+MANNERS = {"kl": Manner(2.0, 0.7, 1.5e-3, 0.7, 4.0, 16, 0.097), "mse": Manner(2.0, 8.0, 3e-3, 0.7, 4.0, 48)}
 # A network that is much larger than its data need loses all its weights to zero then, and is begun once more this way.
-MILD = Manner(1.3, 0.15, 1.5e-3, 0.7, 4.0, 16)
+MILD = Manner(1.3, 0.15, 1.5e-3, 0.7, 4.0, 16, 0.097)
 # Where all probabilities count, as in perplexity, training can undo divergence, but no more may be left of it.
 STRICT = Manner(1.5, 0.5, 1.5e-3, 0.7, 2.0, 48)
 # Where integers were chosen by squared errors, they suffer from every change, and to get steps on the grid changes all

@@ -16,7 +16,6 @@ from tqdm import tqdm
 from tracker.codecs.base import Context
 from tracker.codecs.finetune_inputs import Inputs, side
 from tracker.errors import TrackerError
-from tracker.frameworks.pytorch import has_bfloat16
 from tracker.nested import cloned, on_device
 from tracker.rate_distortion.distortion import Distortion
 from tracker.rate_distortion.embeddings import embeddings
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 SQUARES = 4  # in a batch
 CALMER = 0.3  # learning rate of rounds that mend, over that of others
 WARM = 0.03  # the share of a round in which the learning rate rises
-RATES = {"weights": 1.0, "vectors": 2.0, "steps": 10.0}  # learning rates, over that of weights
+RATES = {"weights": 1.0, "vectors": 2.0, "steps": 10.0}  # learning rates, over that of weights of the usual size
 AHEAD = 0.05  # of a round
 REFRESHED = 8  # steps after which integers are counted anew for their code lengths, which hardly change
 SAVED = 30.0  # seconds between checkpoints
@@ -104,13 +103,13 @@ class Training:
         self.inputs = Inputs(context, size, crop, self.generator)
         self.latent.coarsen(self.manner.vectors)
         self.learning_rate = self.manner.learning_rate if rate == "auto" else rate
+        usual = self.manner.usual if rate == "auto" else None
+        self.rates = {**RATES, "weights": (self.latent.magnitude() or usual) / usual} if usual else RATES
         self.shifted = isinstance(first, Tensor) and first.ndim == 4 and not crop and self.distance.kind == "kl"
         self.flipped = self.shifted and self._agrees_mirrored(first, output)
         self.epoch, self.drawn = self.generator.get_state(), 0  # the generator before this epoch, and batches of it
         self.endless = self._endless()
-        self.bfloat16 = options.precision == "bfloat16" or (
-            options.precision == "auto" and has_bfloat16(context.device)
-        )
+        self.bfloat16 = options.precision == "bfloat16"
 
     def _latent(self) -> Latent:
         """What is trained, with the step sizes of the stage before, or of the coder, and fine ones for vectors."""
@@ -179,7 +178,7 @@ class Training:
                 if done >= self.manner.frozen and not self.latent.frozen:
                     self.latent.freeze()
                 for group in self.optimiser.param_groups:
-                    group["lr"] = rate * RATES[group["name"]] * schedule(done)
+                    group["lr"] = rate * self.rates[group["name"]] * schedule(done)
                 if number % REFRESHED == 0:
                     self.latent.refresh()
                 losses.append(self._step(inputs, plan.weight * distortion))
