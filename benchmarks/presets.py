@@ -43,12 +43,11 @@ FOLDER = Path(__file__).parent
 KEPT = Path("presets.json")
 MARGIN = 1.1  # on anchors that nobody tuned for
 SCAN = ["+codec=nnc", "target.drop=${task.tolerance}", "target.ahead=1000"]
+ADAROUND = ["+codec=[quantsim,zstd]", "codec.quantsim.rounding=adaround"]
 # AIMET's own are 10,000 and 15,000 for each layer, and hours for a network of 56 layers; sizes hardly depend on them.
-ADAROUND = [
-    "+codec=[quantsim,zstd]",
-    "codec.quantsim.rounding=adaround",
-    "codec.quantsim.adaround_iterations=2000",
-]
+ITERATIONS = ["codec.quantsim.adaround_iterations=2000"]
+# Each layer has 64 outputs for every pixel, where those of the ResNets have fewer pixels the more channels they have.
+FEWER = {"vdsr_set5": ["codec.quantsim.adaround_iterations=500", "codec.quantsim.crop=32"]}
 OTHERS = {
     "int8": ["+codec=int8"],
     "int4": ["+codec=int4"],
@@ -167,7 +166,8 @@ def measured(anchor: str, chosen: argparse.Namespace, runs: Runs) -> bool:
         points[preset] = found
         well = well and holds
     for label, words in OTHERS.items() if chosen.others else ():
-        found = runs.of(anchor, [*common, *words])
+        fewer = FEWER.get(anchor, ITERATIONS) if label.startswith("AdaRound") else []
+        found = runs.of(anchor, [*common, *words, *fewer])
         if found:
             points[label] = found
             print(row(anchor, label, found, size, None)[0], flush=True)

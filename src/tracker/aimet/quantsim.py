@@ -8,18 +8,18 @@ import random
 import sys
 import tempfile
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tracker import aimet
 from tracker.aimet import quantsim_graph as graph
 from tracker.aimet import quantsim_optimise as optimise
 from tracker.aimet import quantsim_report as report
+from tracker.aimet import quantsim_samples as sampling
 from tracker.aimet import quantsim_weights as quantising
 from tracker.codecs.base import Context
 from tracker.codecs.records import Transformed
@@ -84,7 +84,7 @@ def integers(stage: QuantSim, prepared: aimet.Prepared, context: Context) -> Any
     assert context.folder is not None
     config = quantising.write_config(stage, context.folder)
     optimised = stage.rounding == "adaround" or stage.sequential_mse
-    samples = alike(batches(context, stage)) if optimised else []
+    samples = sampling.samples(stage, prepared, context) if optimised else []
     sim = quantising.simulation(stage, prepared, config)
     weights = quantising.quantisers(stage, prepared, sim)
     optimise.find_ranges(stage, weights, prepared, sim, samples)
@@ -121,32 +121,10 @@ def simulator(simulated: nn.Module, prefix: str) -> Callable[[nn.Module], nn.Mod
     return simulate
 
 
-def positional(inputs: Any) -> tuple[Tensor, ...]:
-    """A batch as AIMET gives it to the model."""
-    if isinstance(inputs, dict):
-        return tuple(inputs.values())
-    return tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
-
-
-def batches(context: Context, stage: QuantSim) -> list[tuple[Tensor, ...]]:
-    """Calibration inputs, as positional arguments."""
-    return [positional(inputs) for inputs in itertools.islice(context.calibration(), stage.calibration_batches)]
-
-
-def alike(given: list[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
-    """Those batches that have the most frequent shapes: AIMET stacks what its optimisations get.
-
-    The last batch of a split may be smaller than the others, and images may differ in size.
-    """
-    shapes = [tuple(tensor.shape for tensor in batch) for batch in given]
-    ((most, _),) = Counter(shapes).most_common(1)
-    return [batch for batch, shape in zip(given, shapes, strict=True) if shape == most]
-
-
 def run(model: nn.Module, context: Context, stage: QuantSim) -> None:
     """Let the simulation see the calibration inputs."""
     for inputs in itertools.islice(context.calibration(), stage.calibration_batches):
-        model(*(tensor.to(context.device) for tensor in positional(inputs)))
+        model(*(tensor.to(context.device) for tensor in sampling.positional(inputs)))
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ integers, their scales and the changes of the architecture.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -47,6 +47,11 @@ class QuantSim(Transform):
     adaround_iterations: int | None = Field(default=None, ge=1, description="for each layer; null: AIMET's own")
     sequential_mse: bool = Field(default=False, description="search the range that is best for each layer's output")
     candidates: int = Field(default=20, ge=2, description="ranges that sequential_mse tries")
+    crop: Literal["auto"] | Annotated[int, Field(ge=1)] | None = Field(
+        default="auto",
+        description="side of the random squares of images that adaround and sequential_mse see; auto: 64 for large "
+        "images, where the network takes them; null: whole images",
+    )
     activations: Literal[8, 16] | None = Field(default=None, description="also simulate activations of so many bits")
     calibration_batches: int | None = Field(default=16, ge=1, description="of the calibration split; null: all of it")
 
