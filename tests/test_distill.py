@@ -420,6 +420,36 @@ def test_where_classes_count_steps_of_training_are_as_large_as_the_weights() -> 
     assert rates(0.0)["weights"] == rates(0.5, learning_rate=0.001)["weights"] == rates(0.5, loss="mse")["weights"] == 1
 
 
+@pytest.mark.parametrize("times", [0.5, 2.0])
+def test_lambda_does_not_grow_with_how_far_from_the_anchor_training_begins(times: float) -> None:
+    """Its unit is the distortion with temperature 4, but no more than where the divergence is 56 times the target."""
+    model, base = linear()
+    with torch.no_grad():
+        model[1].weight *= 6
+    steps = {"0.weight": 0.5, "1.weight": 0.5}
+    rounded = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, weight in rounded.named_parameters():
+            weight.copy_((weight / steps[name]).round() * steps[name])
+    inputs = torch.cat(list(base.calibration()))
+
+    @torch.no_grad()
+    def divergence(temperature: float) -> float:
+        logs = [(net(inputs) / temperature).log_softmax(1) for net in (rounded, model)]
+        return temperature**2 * float(nn.functional.kl_div(*logs, reduction="batchmean", log_target=True))
+
+    drop = divergence(1.0) / 56 / times
+    assert drop > 0.001
+    state = {"state": lambda model: model.state_dict(), "target": dataclasses.replace(base.target, drop=drop)}
+    own = dataclasses.replace(base, classes=1, by_choice=True, steps=steps, **state)
+    found = start(Training(Distill(loss="kl"), copy.deepcopy(model), model, own), own)
+    assert found.distortion == pytest.approx(divergence(4.0) / max(times, 1.0), rel=1e-4)
+    own = dataclasses.replace(own, by_choice=False)  # all of the divergence counts
+    assert start(Training(Distill(loss="kl"), copy.deepcopy(model), model, own), own).distortion == pytest.approx(
+        divergence(1.0), rel=1e-4
+    )
+
+
 def test_embeddings_that_training_does_not_show_stay_as_they_are() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(20, 8), nn.Linear(8, 3, bias=False))

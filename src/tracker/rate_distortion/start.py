@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from tracker.codecs.base import Context
 from tracker.codecs.finetune import full_precision
 from tracker.codecs.records import Judged
+from tracker.rate_distortion.aim import LEAST
 from tracker.rate_distortion.approximated import approximated
 from tracker.rate_distortion.code_length import LARGEST, code_lengths
 from tracker.rate_distortion.norms import plain_norms
@@ -28,11 +30,12 @@ class Manner(NamedTuple):
         coarser: its step sizes at first, over those that it is given.
         weight: the first lambda, over the distortion of what it begins from, quantised with the given step sizes.
         learning_rate: of weights.
-        usual: the root mean square of weights that have it, to which it is in proportion; None: it is the same for all.
         frozen: the share of a round after which step sizes stay where they are, on the grid.
         vectors: the step sizes of norms and biases, over those that it is given; they stay. Bits cost more here than
             where they were chosen, by about the square of this.
         samples: in a batch.
+        usual: root mean square of the weights that have that learning rate, in proportion to it; None: all have it.
+        farthest: divergence over the target's drop, beyond which distortion is not lambda's unit; None: there is none.
     """
 
     coarser: float
@@ -42,16 +45,18 @@ class Manner(NamedTuple):
     vectors: float
     samples: int
     usual: float | None = None
+    farthest: float | None = None
 
 
 # Classes stay the same under far more divergence, once it is trained to do no harm; so do squared errors that come from
 # weights which nothing before training has made better than rounding to the nearest does. Where classes are learned,
 # what samples teach differs little, and many steps with few of them are worth more than few steps with many.
 # Steps of Adam are as large as its learning rate, whatever the weights: where these are smaller than ResNet-20's, as in
-# deeper networks, steps have to be.
-MANNERS = {"kl": Manner(2.0, 0.7, 1.5e-3, 0.7, 4.0, 16, 0.097), "mse": Manner(2.0, 8.0, 3e-3, 0.7, 4.0, 48)}
+# deeper networks, steps have to be. And such networks may begin farther from the anchor, but must not end so: what is
+# lost follows from bits, and these from lambda.
+MANNERS = {"kl": Manner(2.0, 0.7, 1.5e-3, 0.7, 4.0, 16, 0.097, 56.0), "mse": Manner(2.0, 8.0, 3e-3, 0.7, 4.0, 48)}
 # A network that is much larger than its data need loses all its weights to zero then, and is begun once more this way.
-MILD = Manner(1.3, 0.15, 1.5e-3, 0.7, 4.0, 16, 0.097)
+MILD = Manner(1.3, 0.15, 1.5e-3, 0.7, 4.0, 16, 0.097, 56.0)
 # Where all probabilities count, as in perplexity, training can undo divergence, but no more may be left of it.
 STRICT = Manner(1.5, 0.5, 1.5e-3, 0.7, 2.0, 48)
 # Where integers were chosen by squared errors, they suffer from every change, and to get steps on the grid changes all
@@ -64,7 +69,8 @@ class Start(NamedTuple):
 
     Attributes:
         weight: the first lambda, over the distortion.
-        distortion: of what training begins from, quantised with the step sizes that it is given.
+        distortion: of what training begins from, quantised with the step sizes that it is given, or less where that is
+            far from the anchor.
         given: that, which is left where no training does better; bits and loss are those of what it is coded as.
         judged: what the split for decisions says of it.
     """
@@ -113,9 +119,20 @@ def start(training: Training, context: Context) -> Start:
         latent.set_values(dict(before.named_parameters()))
     sizes = {name: (UNIFORM if name in dependent else 1.0) * size for name, size in latent.given.items()}
     latent.set_steps(sizes)
-    distortion = training.distortion(latent.quantised()[0])
+    distortion = _unit(training, context)
     latent.set_steps({name: way.coarser * size for name, size in sizes.items()})
     return Start(way.weight, max(distortion, 1e-12), given, judged)
+
+
+def _unit(training: Training, context: Context) -> float:
+    """What lambda is a multiple of: the distortion of the network as it is quantised, as far as it may count."""
+    values = training.latent.quantised()[0]
+    distortion = training.distortion(values)
+    if training.manner.farthest is None:
+        return distortion
+    divergence = training.distortion(values, dataclasses.replace(training.distance, temperature=1.0))
+    farthest = training.manner.farthest * max(context.target.drop, LEAST)
+    return distortion * min(1.0, farthest / max(divergence, 1e-12))
 
 
 def by_trellis(name: str, context: Context) -> bool:

@@ -138,13 +138,13 @@ class Training:
             inputs = on_device(inputs, self.context.device, torch.float32)
             yield moved(inputs, self.options.shift, self.flipped, self.generator) if self.shifted else inputs
 
-    def distortion(self, values: Mapping[str, Tensor]) -> float:
-        """The mean loss of the student with some parameters, without their rate."""
+    def distortion(self, values: Mapping[str, Tensor], distance: Distortion | None = None) -> float:
+        """The mean loss of the student with some parameters, without their rate; or another distance, likewise."""
         with torch.no_grad():
             losses = []
             for inputs in itertools.islice(self.context.calibration(), MEASURED):
                 given = on_device(inputs, self.context.device, torch.float32)
-                losses.append(float(self.distance(self.output(given, values), self.taught(given))))
+                losses.append(float((distance or self.distance)(self.output(given, values), self.taught(given))))
         return sum(losses) / len(losses)
 
     def round(
