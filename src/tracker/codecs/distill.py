@@ -73,8 +73,8 @@ class Distill(Trained):
         default=None,
         gt=0,
         allow_inf_nan=False,
-        description="lambda, over the distortion of what training begins from; null: the largest that stays "
-        "transparent on the search split",
+        description="lambda, over the distortion of what training begins from, or less where that is far from the "
+        "anchor; null: the largest that stays transparent on the search split",
     )
     learning_rate: Literal["auto"] | Annotated[float, Field(gt=0, le=1)] = Field(
         default="auto",
