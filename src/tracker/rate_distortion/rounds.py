@@ -32,8 +32,8 @@ FINEST = 0.8  # by which step sizes become smaller from round to round, at most,
 # Where only the likeliest of classes counts, most of it is noise: with a tenth of them changed, a drop on another split
 # is known to half a percent, and steps that are much finer would gain little for many bytes.
 POWERS, ROOM = {False: 4, True: 8}, 0.9
-# What is slightly too much is mended by training alone at first, and sizes of seeds stay together: second rounds make up
-# for some 0.003 on ResNet-20. Then nothing is left but finer steps, until all noise is provided for.
+# What is slightly too much is mended by training alone at first, and sizes of seeds stay together: a second round makes
+# up for some 0.003 on ResNet-20. Then nothing is left but finer steps, until all noise is provided for.
 SLIGHT, PATIENT = 2.0, 3  # times the target's drop, and rounds
 SAME = {False: 1.0, True: 1.02}  # bits, over the fewest, among which the better network is taken
 
