@@ -716,7 +716,11 @@ def test_a_run_is_small_transparent_and_the_same_again(here: Here, ready: Path) 
     assert first.data.tags["tracker.bitstream.sha256"] == second.data.tags["tracker.bitstream.sha256"]
     artifacts = ready / "mlruns" / "artifacts" / first.info.run_id / "artifacts"
     rounds = json.loads((artifacts / "stages" / "distill" / "rounds.json").read_text())
-    assert len(rounds["data"]) == 3 and (artifacts / "plots" / "distill-rounds.png").is_file()
+    told = [dict(zip(rounds["columns"], row, strict=True)) for row in rounds["data"]]
+    assert [row["round"] for row in told] == list(range(len(told)))
+    # The second round is trained where the first has not given a network within the target.
+    assert len(told) == (2 if told[1]["likely below"] <= 0.005 + 1e-9 else 3)
+    assert (artifacts / "plots" / "distill-rounds.png").is_file()
 
     # NNCodec alone decodes what was evaluated.
     from tracker.bitstream import decode_bitstream
