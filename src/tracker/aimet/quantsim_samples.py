@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tracker.aimet.base import Prepared
 from tracker.aimet.quantsim_optimise import forward
 from tracker.codecs.base import Context
-from tracker.codecs.finetune_inputs import side
+from tracker.codecs.finetune_inputs import random_square, side, square_count
 from tracker.errors import TrackerError
 
 if TYPE_CHECKING:
@@ -82,14 +82,7 @@ def squares(given: list[Batch], crop: int, generator: torch.Generator) -> list[B
                 "codec.quantsim.crop is for models whose input is one tensor (batch, channels, height, width); set it "
                 "to null"
             )
-        images = batch[0]
-        height, width = (min(crop, length) for length in images.shape[2:])
-        for _ in range((images.shape[2] // height) * (images.shape[3] // width)):
-            top, left = (
-                int(torch.randint(length - size + 1, (1,), generator=generator))
-                for length, size in zip(images.shape[2:], (height, width), strict=True)
-            )
-            found.append((images[:, :, top : top + height, left : left + width],))
+        found += [(random_square(batch[0], crop, generator),) for _ in range(square_count(batch[0], crop))]
     found = alike(found)
     size = found[0][0][:, 0].numel()
     chosen = torch.randperm(len(found), generator=generator)[: max(PLACES // size, 1)].tolist()

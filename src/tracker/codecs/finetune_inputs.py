@@ -87,10 +87,7 @@ class Inputs:
 
     def _squares(self, inputs: Tensor) -> int:
         """How many squares of the side `crop` cover as much as an image does."""
-        if not self.crop or inputs.ndim != 4:
-            return 1
-        height, width = inputs.shape[2:]
-        return max(height // self.crop, 1) * max(width // self.crop, 1)
+        return square_count(inputs, self.crop) if self.crop and inputs.ndim == 4 else 1
 
     def _cropped(self) -> Iterator[Tensor]:
         """Random squares of all images, those of several images in one batch."""
@@ -99,19 +96,30 @@ class Inputs:
         for inputs in self._shuffled():
             if not isinstance(inputs, Tensor) or inputs.ndim != 4:
                 raise TrackerError("crop is for models whose input is one tensor (batch, channels, height, width)")
-            height, width = (min(self.crop, length) for length in inputs.shape[2:])
-            for _ in range(self._squares(inputs)):
-                top, left = (
-                    int(torch.randint(length - side + 1, (1,), generator=self.generator))
-                    for length, side in zip(inputs.shape[2:], (height, width), strict=True)
-                )
-                square = inputs[:, :, top : top + height, left : left + width]
+            for _ in range(square_count(inputs, self.crop)):
+                square = random_square(inputs, self.crop, self.generator)
                 if waiting and (square.shape[1:] != waiting[0].shape[1:] or sum(map(len, waiting)) >= self.size):
                     yield torch.cat(waiting)
                     waiting = []
                 waiting.append(square)
         if waiting:
             yield torch.cat(waiting)
+
+
+def square_count(images: Tensor, crop: int) -> int:
+    """How many squares of a side cover as much as one of the images (N, channels, height, width) does."""
+    height, width = images.shape[2:]
+    return max(height // crop, 1) * max(width // crop, 1)
+
+
+def random_square(images: Tensor, crop: int, generator: torch.Generator) -> Tensor:
+    """The same square of all images (N, channels, height, width), at a random place, as far as they are that large."""
+    height, width = (min(crop, length) for length in images.shape[2:])
+    top, left = (
+        int(torch.randint(length - size + 1, (1,), generator=generator))
+        for length, size in zip(images.shape[2:], (height, width), strict=True)
+    )
+    return images[:, :, top : top + height, left : left + width]
 
 
 def side(predict: Callable[[Any, Any], Tensor], model: Any, inputs: Any) -> int | None:
