@@ -127,10 +127,10 @@ def start(training: Training, context: Context) -> Start:
 def _unit(training: Training, context: Context) -> float:
     """What lambda is a multiple of: the distortion of the network as it is quantised, as far as it may count."""
     values = training.latent.quantised()[0]
-    distortion = training.distortion(values)
     if training.manner.farthest is None:
-        return distortion
-    divergence = training.distortion(values, dataclasses.replace(training.distance, temperature=1.0))
+        return training.distortion(values)
+    plain = dataclasses.replace(training.distance, temperature=1.0)
+    distortion, divergence = training.distances(values, training.distance, plain)
     farthest = training.manner.farthest * max(context.target.drop, LEAST)
     return distortion * min(1.0, farthest / max(divergence, 1e-12))
 

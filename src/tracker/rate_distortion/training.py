@@ -138,14 +138,19 @@ class Training:
             inputs = on_device(inputs, self.context.device, torch.float32)
             yield moved(inputs, self.options.shift, self.flipped, self.generator) if self.shifted else inputs
 
-    def distortion(self, values: Mapping[str, Tensor], distance: Distortion | None = None) -> float:
-        """The mean loss of the student with some parameters, without their rate; or another distance, likewise."""
+    def distortion(self, values: Mapping[str, Tensor]) -> float:
+        """The mean loss of the student with some parameters, without their rate."""
+        return self.distances(values, self.distance)[0]
+
+    def distances(self, values: Mapping[str, Tensor], *kinds: Distortion) -> list[float]:
+        """Mean distances of the student with some parameters from the teacher, one for each kind."""
         with torch.no_grad():
-            losses = []
+            found = []
             for inputs in itertools.islice(self.context.calibration(), MEASURED):
                 given = on_device(inputs, self.context.device, torch.float32)
-                losses.append(float((distance or self.distance)(self.output(given, values), self.taught(given))))
-        return sum(losses) / len(losses)
+                pair = self.output(given, values), self.taught(given)
+                found.append([float(kind(*pair)) for kind in kinds])
+        return [sum(losses) / len(found) for losses in zip(*found, strict=True)]
 
     def round(
         self, plan: Plan, distortion: float, share: float, label: str, saved: Progress | None, save: Save
