@@ -39,6 +39,9 @@ class Allocate(Transform):
         description="on which sensitivities are measured; synthetic: made without data, from BatchNorms if there are "
         "any; none: every weight tensor's relative error counts the same",
     )
+    feedback: bool = Field(
+        default=True, description="count of each tensor's errors what is left by a stage that makes up for some (round)"
+    )
     price: float | None = Field(
         default=None, ge=0, allow_inf_nan=False, description="lambda, distortion for a bit; null: by the target"
     )
@@ -105,6 +108,10 @@ class Allocate(Transform):
             if tensor.is_floating_point() and tensor.ndim and name not in tied
         }
         weighed = self._sensitivities(model, tensors, context)
+        if self.feedback:
+            for name, share in context.remaining(model, context).items():
+                if name in weighed and name not in context.exact:
+                    weighed[name] *= share
         found = context.coder.costs({name: tensors[name] for name in weighed})
         return {
             name: curve([r.step for r in rows], [r.bytes for r in rows], [r.error for r in rows], weighed[name])

@@ -22,6 +22,10 @@ def _nothing() -> Iterable[Any]:
     return ()
 
 
+def _all(model: Any, context: Context) -> Mapping[str, float]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Context:
     """What a stage may use besides the model: all of it on the sender's side.
@@ -47,6 +51,7 @@ class Context:
         coder: the last stage of the chain.
         size: bytes of the bitstream that the coder makes of what a transform gives.
         steps, exact, dependent: those of the `Transformed` before.
+        remaining: the `Transform.remaining` of the stages of the chain that are going to work.
         unrounded: the model before a stage made its weights multiples of step sizes; None where none has.
         kept: what stages made once for a run and need again, by a name of theirs.
     """
@@ -72,6 +77,7 @@ class Context:
     steps: Mapping[str, float] = field(default_factory=dict)
     exact: Collection[str] = frozenset()
     dependent: Collection[str] = frozenset()
+    remaining: Callable[[Any, Context], Mapping[str, float]] = _all
     unrounded: Any = None
     kept: dict[str, Any] = field(default_factory=dict)
 
@@ -178,6 +184,18 @@ class Transform(Stage):
         Returns:
             The model, where names and shapes of its tensors stay as they are; else a `Transformed`.
         """
+
+    def remaining(self, model: Any, context: Context) -> Mapping[str, float]:
+        """What is left of each tensor's squared error at the outputs, as a share, where this makes up for the rest.
+
+        Args:
+            model: in PyTorch, before it is rounded.
+            context: what it may use.
+
+        Returns:
+            By name; tensors of which all is left need not be named.
+        """
+        return {}
 
     def logged(self) -> Collection[str]:
         """Names that its `Transformed.metrics` may have: what a sweep may bound.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from tracker.codecs.base import Coder, Stage, Transform
+from tracker.codecs.base import Coder, Context, Stage, Transform
 from tracker.component import build
 from tracker.errors import TrackerError
 
@@ -45,6 +45,18 @@ class Codec:
     def name(self) -> str:
         """Such as ``svd>nnc``."""
         return ">".join(self.stages)
+
+    def without(self, names: Collection[str]) -> Codec:
+        """The chain without some of its transforms."""
+        return replace(self, transforms={name: one for name, one in self.transforms.items() if name not in names})
+
+    def remaining(self, model: Any, context: Context) -> Mapping[str, float]:
+        """See `Transform.remaining`: of all transforms together."""
+        found: dict[str, float] = {}
+        for stage in self.transforms.values():
+            for name, share in stage.remaining(model, context).items():
+                found[name] = found.get(name, 1.0) * share
+        return found
 
 
 def check_named_once(words: Sequence[str]) -> None:

@@ -20,12 +20,14 @@ from tracker.codecs.base import Coder, Context
 from tracker.codecs.finetune import Trained, full_precision
 from tracker.codecs.records import Transformed
 from tracker.errors import TrackerError
+from tracker.frameworks.pytorch import state_tensors
+from tracker.models import weights_digest
 from tracker.rate_distortion.embeddings import embeddings
 from tracker.rate_distortion.hooks import hooked
 from tracker.rate_distortion.inputs import Source, norms_of, one_batch
 from tracker.rate_distortion.moments import CONVOLUTIONS, TRANSPOSED, second_moments
 from tracker.rate_distortion.quantised import on_grid
-from tracker.rate_distortion.rounding import PRICES, following, on_path, rounded
+from tracker.rate_distortion.rounding import PRICES, following, on_path, remaining, rounded
 from tracker.rate_distortion.twin import in_pytorch
 
 LARGEST = 6144  # inputs of an output, beyond which a layer's covariance is too large, and it is rounded to nearest
@@ -86,35 +88,33 @@ class Round(Trained):
         Raises:
             TrackerError: the coder gives no step sizes, or lacks dependent quantisation that is asked for.
         """
-        if context.coder is None:
+        coder = context.coder
+        if coder is None:
             raise TrackerError("round needs a coder after it")
-        self.check_coder(context.coder)
-        trellis = context.coder.dependent if self.dependent == "auto" else self.dependent
-        uniform = context.coder.uniform
-        steps = {**context.coder.step_sizes(context.state(model)), **context.steps}
+        self.check_coder(coder)
+        steps = {**coder.step_sizes(context.state(model)), **context.steps}
         network = full_precision(model, context.device)
         inputs = one_batch(self.inputs, context)
         wanted, follows = dict[str, Tensor](), self.follows(inputs, context)
         done, dependent = set[str](), set[str]()
         tied = aliases(context.state(network))  # coded under their first names
-        # What is an embedding too has another use, for which errors that make up for each other are only larger.
-        tables = {id(table.weight) for table in embeddings(network).values()}
+        tables = embedded(network)
 
         def note(name: str, _: nn.Module, given: Tensor) -> None:
             wanted.setdefault(tied.get(name, name), given)
 
         def enter(name: str, module: nn.Module, given: Tensor) -> None:
             name = tied.get(name, name)
-            if name in done or name not in steps or id(getattr(module, "weight", None)) in tables:
+            if name in done or name not in steps or module in tables:
                 return
             done.add(name)
             before = wanted.pop(name, None)
             before = before if before is not None and before.shape == given.shape else None
             weight = by_outputs(module)
-            if trellis and follows_rows(module) and SHORTEST <= math.prod(weight.shape[1:]) <= LARGEST:
+            if self.by_trellis(module, weight, coder):
                 dependent.add(name)
-            elif name in context.steps and uniform > 1:
-                steps[name] = on_grid(uniform * steps[name])
+            elif name in context.steps and coder.uniform > 1:
+                steps[name] = on_grid(coder.uniform * steps[name])
             weight.copy_(self.layer(module, weight, (before, given), steps[name], name in dependent))
 
         with torch.no_grad():
@@ -128,6 +128,33 @@ class Round(Trained):
             tensor.data = tensor.data.to("cpu")
         return Transformed(network, steps=steps, exact=done, dependent=dependent)
 
+    def remaining(self, model: Any, context: Context) -> Mapping[str, float]:
+        """See `Transform.remaining`: of the layers that are rounded, by what enters them; measured once for a run."""
+        key = f"remaining {self.inputs} {weights_digest(state_tensors(model))}"
+        if key in context.kept:
+            return dict(context.kept[key])
+        network = full_precision(model, context.device, copied=True)
+        tables, tied, found = embedded(network), aliases(context.state(network)), dict[str, float]()
+
+        def enter(name: str, module: nn.Module, given: Tensor) -> None:
+            name, weight = tied.get(name, name), by_outputs(module)
+            if name in found or module in tables or math.prod(weight.shape[1:]) > LARGEST:
+                return
+            dependent = context.coder is not None and self.by_trellis(module, weight, context.coder)
+            groups = range(groups_of(module))
+            shares = [remaining(second_moments(module, (None, given), group)[0], dependent) for group in groups]
+            found[name] = sum(shares) / len(shares)
+
+        with torch.no_grad(), entering(network, enter):
+            context.predict(network, one_batch(self.inputs, context))
+        context.kept[key] = found
+        return found
+
+    def by_trellis(self, module: nn.Module, weight: Tensor, coder: Coder) -> bool:
+        """Whether a layer's integers are those of dependent quantisation."""
+        wanted = coder.dependent if self.dependent == "auto" else self.dependent
+        return wanted and follows_rows(module) and SHORTEST <= math.prod(weight.shape[1:]) <= LARGEST
+
     def follows(self, inputs: Any, context: Context) -> bool:
         """Whether weights are changed first: not for inputs that suit BatchNorms, or tokens in a random order."""
         if self.follow != "auto":
@@ -140,9 +167,8 @@ class Round(Trained):
     ) -> Tensor:
         """A layer's rounded weights, for what enters it in the anchor (where that is to be followed) and here."""
         rate_weight = PRICES[dependent] if self.rate_weight == "auto" else self.rate_weight
-        groups = getattr(module, "groups", 1) if isinstance(module, CONVOLUTIONS) else 1
         found, state = [], 0
-        for group, part in enumerate(weight.chunk(groups)):
+        for group, part in enumerate(weight.chunk(groups_of(module))):
             matrix = part.flatten(1)
             if matrix.shape[1] > LARGEST:
                 found.append((part / step).round() * step)
@@ -156,6 +182,17 @@ class Round(Trained):
                 multiples = rounded(matrix, moments, step, rate_weight)
             found.append(multiples.view_as(part) * step)
         return torch.cat(found)
+
+
+def groups_of(module: nn.Module) -> int:
+    """Of channels, each of which has weights of its own."""
+    return int(getattr(module, "groups", 1)) if isinstance(module, CONVOLUTIONS) else 1
+
+
+def embedded(network: nn.Module) -> set[nn.Module]:
+    """Layers whose weights are embeddings too: for that use, errors that make up for each other are only larger."""
+    tables = {id(table.weight) for table in embeddings(network).values()}
+    return {module for module in network.modules() if id(getattr(module, "weight", None)) in tables}
 
 
 def follows_rows(module: nn.Module) -> bool:

@@ -78,6 +78,20 @@ def gains_of(factor: Tensor) -> Tensor:
     return factor.diagonal().square().reciprocal()
 
 
+def remaining(covariance: Tensor, dependent: bool) -> float:
+    """What columns leave of errors that are alike in all weights, as a share: the rest is made up for.
+
+    Args:
+        covariance: second moments of the inputs, shape (inputs, inputs).
+        dependent: whether columns are taken as they are, or in the order of `rounded`.
+    """
+    diagonal = covariance.diagonal()
+    mean = float(diagonal.mean())
+    order = slice(None) if dependent else diagonal.argsort(descending=True)
+    gains = gains_of(inverse_factor(covariance[order][:, order]))
+    return min(float(gains.mean()) / mean, 1.0) if mean > 0 else 1.0
+
+
 def following(weight: Tensor, crossed: Tensor, covariance: Tensor) -> Tensor:
     """Weights with which the outputs for changed inputs are nearest to those for the original ones.
 

@@ -54,9 +54,9 @@ class Manner(NamedTuple):
 # Steps of Adam are as large as its learning rate, whatever the weights: where these are smaller than ResNet-20's, as in
 # deeper networks, steps have to be. And such networks may begin farther from the anchor, but must not end so: what is
 # lost follows from bits, and these from lambda.
-MANNERS = {"kl": Manner(2.0, 0.7, 1.5e-3, 0.7, 4.0, 16, 0.097, 56.0), "mse": Manner(2.0, 8.0, 3e-3, 0.7, 4.0, 48)}
+MANNERS = {"kl": Manner(2.0, 0.7, 1.5e-3, 0.7, 4.0, 16, 0.097, 64.0), "mse": Manner(2.0, 8.0, 3e-3, 0.7, 4.0, 48)}
 # A network that is much larger than its data need loses all its weights to zero then, and is begun once more this way.
-MILD = Manner(1.3, 0.15, 1.5e-3, 0.7, 4.0, 16, 0.097, 56.0)
+MILD = Manner(1.3, 0.15, 1.5e-3, 0.7, 4.0, 16, 0.097, 64.0)
 # Where all probabilities count, as in perplexity, training can undo divergence, but no more may be left of it.
 STRICT = Manner(1.5, 0.5, 1.5e-3, 0.7, 2.0, 48)
 # Where integers were chosen by squared errors, they suffer from every change, and to get steps on the grid changes all

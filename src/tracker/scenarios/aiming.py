@@ -102,7 +102,8 @@ def aimed(codec: Codec, where: Pivot, draft: Draft, shop: Workshop, run: Run | M
     Raises:
         TrackerError: no place meets a target of bytes, or there is no data to measure a drop on.
     """
-    places = codec.by_name[where.stage].places(draft.model, shop.given(codec, draft))
+    working = codec.without(left_out(codec, where, shop))
+    places = codec.by_name[where.stage].places(draft.model, shop.given(working, draft))
     if not places:
         if where.stage == codec.coder_name:
             raise TrackerError(

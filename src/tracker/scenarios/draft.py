@@ -105,7 +105,8 @@ class Workshop:
     def given(self, codec: Codec, draft: Draft, folder: Path | None = None) -> Context:
         """What the next stage of a chain may use."""
         size = functools.partial(self._size_after, codec, dataclasses.replace(draft))
-        return dataclasses.replace(draft.context(self.context), folder=folder, coder=codec.coder, size=size)
+        own = draft.context(self.context)
+        return dataclasses.replace(own, folder=folder, coder=codec.coder, size=size, remaining=codec.remaining)
 
     def apply(self, codec: Codec, stage: Transform, draft: Draft, folder: Path) -> Any:
         """One transform of a chain; what it gave."""

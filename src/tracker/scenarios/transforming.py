@@ -74,7 +74,7 @@ def _through(
             (shop.scratch / name).mkdir()
             log_stage(run, name, draft, None, None, 0.0, shop.scratch / name)
             continue
-        given = shop.apply(codec, codec.transforms[name], draft, shop.scratch / name)
+        given = shop.apply(codec.without(without), codec.transforms[name], draft, shop.scratch / name)
         seconds = time.perf_counter() - began
         total += seconds
         if isinstance(given, Transformed) and not given.met:
