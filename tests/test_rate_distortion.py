@@ -31,7 +31,7 @@ from tracker.frameworks.pytorch import state_tensors
 from tracker.rate_distortion import moments
 from tracker.rate_distortion.aim import by_divergence, working_point
 from tracker.rate_distortion.code_length import code_lengths
-from tracker.rate_distortion.inputs import made, one_batch
+from tracker.rate_distortion.inputs import Source, made, one_batch
 from tracker.rate_distortion.lagrangian import allocated, curve, prices
 from tracker.rate_distortion.moments import Entered, second_moments
 from tracker.rate_distortion.rounding import rounded
@@ -457,13 +457,14 @@ def test_made_inputs_have_the_statistics_of_the_norms() -> None:
     assert all(parameter.requires_grad for parameter in own.anchor.parameters())
 
 
-def test_without_data_nothing_depends_on_the_seed() -> None:
+@pytest.mark.parametrize("source", ["synthetic", "calibration"])
+def test_before_training_nothing_depends_on_the_seed(source: Source) -> None:
     model = network()
     found = []
     for seed in (0, 7):
         own = dataclasses.replace(context(model), seed=seed)
-        assert torch.equal(one_batch("synthetic", own), one_batch("synthetic", context(model)))
-        found.append(sensitivities_on("synthetic", model, own))
+        assert torch.equal(one_batch(source, own), one_batch(source, context(model)))
+        found.append(sensitivities_on(source, model, own))
     assert all(torch.equal(values, found[1][name]) for name, values in found[0].items())
 
 

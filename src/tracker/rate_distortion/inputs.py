@@ -25,7 +25,7 @@ from tracker.rate_distortion.hooks import hooked
 
 Source = Literal["calibration", "synthetic"]
 SAMPLES, STEPS, RATE = 96, 40, 0.2  # of made inputs: how many, and how they are changed (Adam)
-SEED = 0  # of what is made without data: there is nothing in it that another seed would draw anew
+SEED = 0  # of what is made or estimated before training: what is true of a network does not depend on a run's seed
 PRIOR = 0.1  # weight of inputs being standard noise, over that of one BatchNorm
 ELEMENTS = 1 << 18  # of made inputs, about, where they are large
 LEAVES, FINE = 300, 2  # discs in a made picture, and the resolution they are drawn at, over the picture's

@@ -28,7 +28,7 @@ def sensitivities_on(source: Source, model: nn.Module, context: Context) -> Mapp
     """
     key = f"sensitivities {source} {weights_digest(state_tensors(model))}"
     if key not in context.kept:
-        with repeatable(SEED if source == "synthetic" else context.seed, model):
+        with repeatable(SEED, model):
             network = full_precision(model, context.device, copied=True)
             parameters = {name: p for name, p in network.named_parameters() if p.is_floating_point() and p.numel()}
             for parameter in parameters.values():
