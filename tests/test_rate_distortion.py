@@ -29,7 +29,7 @@ from tracker.codecs.round import Round
 from tracker.errors import TrackerError
 from tracker.frameworks.pytorch import state_tensors
 from tracker.rate_distortion import moments
-from tracker.rate_distortion.aim import by_divergence, working_point
+from tracker.rate_distortion.aim import Found, by_divergence, supported, working_point
 from tracker.rate_distortion.code_length import code_lengths
 from tracker.rate_distortion.inputs import Source, made, one_batch
 from tracker.rate_distortion.lagrangian import allocated, curve, prices
@@ -142,6 +142,26 @@ def test_a_working_point_is_found_in_few_steps_where_drops_grow_evenly(growth: f
 
         found = working_point(148, int, judge, size, aimed)
         assert found.place == last and len(looked) == len(set(looked)) <= 10, looked
+
+
+def test_a_place_that_is_within_a_drop_by_luck_is_not_taken_where_others_tell_so() -> None:
+    """Bounds of places of nnc_fast on ResNet-56, and ones that grow evenly up to a lucky place."""
+    bounds = {64: 0.0027, 68: 0.0047, 72: 0.0045, 76: 0.0039, 77: 0.0070, 78: 0.0077, 79: 0.0074, 82: 0.0066}
+    seen = [Found(place, place, Judged(0.0, bound, bound), None) for place, bound in bounds.items()]
+    aimed = Context(context(nn.Identity()).predict, list, 0, "cpu", target=Target(0.005))
+    assert supported(seen, aimed).place == 72
+    assert supported([one for one in seen if one.place <= 76], aimed).place == 76
+    assert supported([one for one in seen if one.place >= 76], aimed).place == 76  # there is no other
+    even = {place: 0.005 * math.exp(0.15 * (place - 40.5)) for place in range(100)}
+
+    def found(lucky: bool, **others: float) -> int:
+        drops = even | {int(place[1:]): drop for place, drop in others.items()}
+        target = Context(aimed.predict, list, 0, "cpu", target=Target(0.005, ahead=1000))
+        judge = lambda made: Judged(0.0, drops[made], drops[made])  # noqa: E731
+        return working_point(100, int, judge, lambda made: 100 - made, target, lucky=lucky).place
+
+    assert found(True) == found(False) == 40
+    assert found(True, _46=0.004) == 46 and found(False, _46=0.004) == 40
 
 
 @pytest.mark.parametrize("growth", [0.05, 0.15, 0.4])

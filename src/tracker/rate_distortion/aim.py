@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -67,6 +67,7 @@ def working_point(
     size: Callable[[T], int],
     context: Context,
     seen: dict[int, Found[T]] | None = None,
+    lucky: bool = True,
 ) -> Found[T]:
     """Search a scale of `count` places, of which the first is the largest and best: by interpolation, and bisection.
 
@@ -77,6 +78,7 @@ def working_point(
         size: of its bitstream.
         context: with the target.
         seen: all places that were looked at are added to it.
+        lucky: whether a place may be within a drop that others around it are beyond; see `supported`.
 
     Returns:
         For a drop, the last place found within it, some of those after the one that the search
@@ -107,6 +109,8 @@ def working_point(
     if not by_bytes:
         beyond = [at(place) for place in range(high + 1, min(high + 1 + context.target.ahead, count))]
         best = next((found for found in reversed(beyond) if found.meets(context)), best)
+        if best is not None and not lucky:
+            return supported(seen.values(), context)
     if best is not None and (not by_bytes or best.place == high):
         return best
     last = at(high if by_bytes else low)
@@ -116,6 +120,24 @@ def working_point(
             "this codec makes; raise it"
         )
     return last
+
+
+def supported(seen: Collection[Found[T]], context: Context) -> Found[T]:
+    """The last place within the target's drop where those around it say so as well, or else the first within it.
+
+    Drops go up and down from place to place by some tenths, and the last of many within the target is so by luck.
+
+    Args:
+        seen: places that were looked at, some of them within it.
+        context: with the target.
+    """
+    meeting = sorted((one for one in seen if one.meets(context)), key=lambda one: -one.place)
+    for found in meeting:
+        near = [one for one in seen if abs(one.place - found.place) <= AROUND]
+        slope, level = _line([one.place for one in near], [one.beyond(context) for one in near])
+        if level + slope * found.place <= 0:
+            return found
+    return meeting[-1]
 
 
 def _between(low: int, high: int, beyond: dict[int, float]) -> int:

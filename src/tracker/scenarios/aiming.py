@@ -125,7 +125,7 @@ def aimed(codec: Codec, where: Pivot, draft: Draft, shop: Workshop, run: Run | M
         context = shop.context
         if where.last != codec.coder_name:  # what only begins there needs a drop to begin with, whatever its target
             context = replace(context, target=replace(context.target, bytes=None))
-        chosen, rows = _of_target(chain, through, shop, context)
+        chosen, rows = _of_target(chain, through, shop, context, where.stage == codec.coder_name)
     run.log_table(rows, "target.json")
     run.log_metrics(places[chosen].found())
     return chain[chosen]
@@ -142,9 +142,9 @@ def _of_divergence(chain: list[Codec], through: Through, shop: Workshop) -> tupl
 
 
 def _of_target(
-    chain: list[Codec], through: Through, shop: Workshop, context: Context
+    chain: list[Codec], through: Through, shop: Workshop, context: Context, lucky: bool
 ) -> tuple[int, list[dict[str, Any]]]:
-    """The place that meets the context's target, and those that were looked at."""
+    """The place that meets the context's target, and those that were looked at; see `working_point`."""
     seen: dict[int, Found[Codec]] = {}
     chosen = working_point(
         len(chain),
@@ -153,6 +153,7 @@ def _of_target(
         lambda changed: shop.size(changed, through(changed)),
         context,
         seen,
+        lucky,
     )
     return chosen.place, [_row(one) for one in seen.values()]
 
