@@ -333,7 +333,7 @@ def test_the_presets_are_smaller_than_nnc_and_transparent(here: Here, ready: Pat
     assert fast.data.metrics["size/bitstream_bytes"] < 0.7 * size
     assert distilled.data.metrics["size/bitstream_bytes"] < 0.7 * size
     for run in (fast, distilled):
-        assert abs(run.data.metrics["performance/drop"]) <= 0.01
+        assert round(400 * abs(run.data.metrics["performance/drop"])) <= 4  # answers of the report split
     folder = ready / "mlruns" / "artifacts" / fast.info.run_id / "artifacts"
     rows = (folder / "stages" / "allocate" / "steps.json").read_text()
     assert "batch_normalization/gamma" in rows
