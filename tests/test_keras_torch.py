@@ -325,7 +325,12 @@ def test_a_predict_that_pytorch_cannot_follow_is_refused_in_one_line() -> None:
 
 @pytest.mark.slow
 def test_the_presets_are_smaller_than_nnc_and_transparent(here: Here, ready: Path) -> None:
-    for words in (("+codec=nnc", "target.drop=0.005"), ("+codec=nnc_fast",), ("+codec=nnc_calibrated", *SHORT)):
+    sure = "target.confidence=0.99"  # two splits of 400 images differ by much
+    for words in (
+        ("+codec=nnc", "target.drop=0.005"),
+        ("+codec=nnc_fast", sure),
+        ("+codec=nnc_calibrated", *SHORT, sure),
+    ):
         done = here("anchor=keras_digits", *words, "tracking.evaluate_stages=false")
         assert done.returncode == 0, done.stderr
     plain, fast, distilled = runs(ready, "compression")
