@@ -95,6 +95,8 @@ def test_shares_are_of_the_layers_that_are_rounded() -> None:
     own = context(model)
     assert set(Round().remaining(model, own)) == {"0.weight", "3.weight", "7.weight"}
     assert all(0 < share <= 1 for share in Round().remaining(model, own).values())
+    assert Round(dependent=False).remaining(model, own) != Round().remaining(model, own)  # in another order
+    assert Round().remaining(model, own) == Round().remaining(model, context(model))
     torch.manual_seed(0)
     tied, vectors = Twice().eval(), torch.randn(64, 12)
     found = Round().remaining(tied, dataclasses.replace(context(tied), calibration=lambda: [vectors]))

@@ -130,7 +130,8 @@ class Round(Trained):
 
     def remaining(self, model: Any, context: Context) -> Mapping[str, float]:
         """See `Transform.remaining`: of the layers that are rounded, by what enters them; measured once for a run."""
-        key = f"remaining {self.inputs} {weights_digest(state_tensors(model))}"
+        trellis = self.dependent, context.coder is not None and context.coder.dependent
+        key = f"remaining {self.inputs} {trellis} {weights_digest(state_tensors(model))}"
         if key in context.kept:
             return dict(context.kept[key])
         network = full_precision(model, context.device, copied=True)
