@@ -130,8 +130,10 @@ class Round(Trained):
 
     def remaining(self, model: Any, context: Context) -> Mapping[str, float]:
         """See `Transform.remaining`: of the layers that are rounded, by what enters them; measured once for a run."""
-        trellis = self.dependent, context.coder is not None and context.coder.dependent
-        key = f"remaining {self.inputs} {trellis} {weights_digest(state_tensors(model))}"
+        coder = context.coder
+        if coder is None:
+            return {}
+        key = f"remaining {self.inputs} {self.on_trellis(coder)} {weights_digest(state_tensors(model))}"
         if key in context.kept:
             return dict(context.kept[key])
         network = full_precision(model, context.device, copied=True)
@@ -141,7 +143,7 @@ class Round(Trained):
             name, weight = tied.get(name, name), by_outputs(module)
             if name in found or module in tables or math.prod(weight.shape[1:]) > LARGEST:
                 return
-            dependent = context.coder is not None and self.by_trellis(module, weight, context.coder)
+            dependent = self.by_trellis(module, weight, coder)
             groups = range(groups_of(module))
             shares = [remaining(second_moments(module, (None, given), group)[0], dependent) for group in groups]
             found[name] = sum(shares) / len(shares)
@@ -153,8 +155,12 @@ class Round(Trained):
 
     def by_trellis(self, module: nn.Module, weight: Tensor, coder: Coder) -> bool:
         """Whether a layer's integers are those of dependent quantisation."""
-        wanted = coder.dependent if self.dependent == "auto" else self.dependent
-        return wanted and follows_rows(module) and SHORTEST <= math.prod(weight.shape[1:]) <= LARGEST
+        fits = SHORTEST <= math.prod(weight.shape[1:]) <= LARGEST
+        return self.on_trellis(coder) and follows_rows(module) and fits
+
+    def on_trellis(self, coder: Coder) -> bool:
+        """Whether integers are those of dependent quantisation, where a layer's can be."""
+        return coder.dependent if self.dependent == "auto" else self.dependent
 
     def follows(self, inputs: Any, context: Context) -> bool:
         """Whether weights are changed first: not for inputs that suit BatchNorms, or tokens in a random order."""
