@@ -587,12 +587,20 @@ def test_what_loses_too_much_is_begun_once_more_with_a_smaller_lambda(
     # The first round has 30 steps, the others have 10; of the milder training all are done, with three that mend more.
     assert manners == [MANNERS["kl"]] * 30 + [MILD] * (30 + 10 + 10 + 10 + 10 + 1)
     assert len(rows) == 6 and rows[1]["lambda"] == MILD.weight and not list((cache / "unfinished").glob("*"))
-    # Training that is within the target, or only a little beyond it, goes on; so does that with a given lambda.
-    for judged, fixed in ((0.0, None), (1.9, None), (2.1, 5.0)):
+    # Training that is within the target, or only a little beyond it, goes on; so does that with a given lambda. If
+    # mending leaves it far beyond, or never brings it within, training is begun once more.
+    for drops, fixed, bold in (
+        ([0.0], None, None),
+        ([0.9, 1.9, 0.9, 0.0], None, None),
+        ([2.1], 5.0, None),
+        ([0.9, 1.9, 1.1], None, 6 + 2),
+        ([0.9], None, 6 + 4 * 2),
+    ):
         manners.clear()
-        own = dataclasses.replace(far, judge=lambda model, drop=judged: Judged(drop, drop, drop))
+        given = itertools.chain(drops, itertools.repeat(drops[-1]))
+        own = dataclasses.replace(far, judge=lambda model, given=given: Judged(drop := next(given), drop, drop))
         stage.model_copy(update={"rate_weight": fixed, "steps": 8}).apply(copy.deepcopy(model), own)
-        assert set(manners) == {MANNERS["kl"]}
+        assert set(manners) == {MANNERS["kl"]} if bold is None else manners.index(MILD) == bold
 
 
 def test_what_was_killed_goes_on_where_it_was(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,9 @@ from nncodec import nnc
 from torch import nn
 
 from tracker.anchors.keras_base import KerasAnchor
+from tracker.codecs.allocate import Allocate
 from tracker.codecs.base import Context
+from tracker.codecs.chain import Codec
 from tracker.codecs.correct import Correct
 from tracker.codecs.distill import Distill
 from tracker.codecs.nnc import Nnc
@@ -25,6 +27,9 @@ from tracker.codecs.round import Round
 from tracker.errors import TrackerError
 from tracker.frameworks.keras import FRAMEWORK, load
 from tracker.rate_distortion.twin import Studio
+from tracker.scenarios.aiming import is_bold, pivot
+from tracker.scenarios.draft import Workshop
+from tracker.settings import Aim
 
 pytest.importorskip("tensorflow")
 SHORT = ("codec.distill.steps=40", "codec.distill.rounds=1")
@@ -283,6 +288,22 @@ def test_inside_channels_come_second_and_probabilities_are_logits() -> None:
     before = Studio(Round(), model, outside).twin.state()
     assert all(torch.equal(inside.unrounded.state()[name], values) for name, values in before.items())
     assert Studio(Round(), rounded, dataclasses.replace(outside, unrounded=model)).inside.unrounded is None
+
+
+def test_how_far_classes_are_from_the_anchors_is_their_divergence() -> None:
+    """From what it is, training begins at the same divergence as that of PyTorch's models."""
+    model = filled(small("softmax"))
+    outside = context(model)
+    changed = FRAMEWORK.copy(model)
+    changed.set_weights([0.8 * values for values in model.get_weights()])
+    inputs = torch.cat(list(outside.calibration())).numpy()
+    before, after = (np.asarray(one(inputs), dtype=np.float64) for one in (model, changed))
+    wanted = (before * np.log(before / after)).sum(1).mean()
+    assert Distill().divergence(changed, outside) == pytest.approx(wanted, rel=1e-3)
+    (coder, stage), aim = (Nnc(), Distill()), Aim(drop=0.01)
+    codec = Codec({"allocate": Allocate(), "distill": stage}, "nnc", coder)
+    found = pivot(codec, aim)
+    assert found is not None and is_bold(codec, found, Workshop(FRAMEWORK, outside, Path()))
 
 
 def test_rounded_and_corrected_weights_are_nearer_to_the_anchor_than_to_nearest() -> None:

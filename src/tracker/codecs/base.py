@@ -197,6 +197,15 @@ class Transform(Stage):
         """
         return {}
 
+    def divergence(self, model: Any, context: Context) -> float:
+        """How far a model is from the anchor, where this begins at one that loses far more than the target allows.
+
+        Args:
+            model: may be changed.
+            context: what it may use.
+        """
+        raise NotImplementedError
+
     def logged(self) -> Collection[str]:
         """Names that its `Transformed.metrics` may have: what a sweep may bound.
 

@@ -21,6 +21,7 @@ from tracker.codecs.base import Context
 from tracker.codecs.finetune import Trained, full_precision, repeatable, tensors_of
 from tracker.codecs.records import Transformed
 from tracker.errors import TrackerError
+from tracker.rate_distortion.divergence import divergence
 from tracker.rate_distortion.inputs import Source, one_batch, split
 from tracker.rate_distortion.norms import plain_norms
 from tracker.rate_distortion.plan import Plan
@@ -111,6 +112,11 @@ class Distill(Trained):
         return [f"distill/{name}" for name in ("rate_weight", "bits_per_weight", "loss", "search_drop", "round")]
 
     @in_pytorch
+    def divergence(self, model: Any, context: Context) -> float:
+        """See `Transform.divergence`: that of classes, in nats."""
+        return divergence(model, context)
+
+    @in_pytorch
     def apply(self, model: Any, context: Context) -> Transformed:
         """Train, and give the smallest result that is transparent on the split for decisions.
 
@@ -191,7 +197,7 @@ class Distill(Trained):
         """Whether bold training is given up, and a milder one may do better."""
         rounds = work.done[1:]
         bold = training.manner is MANNERS["kl"] and len(rounds) > 0
-        return bold and self._lost(rounds, context) and hopeless(rounds[-1], context)
+        return bold and self._lost(rounds, context) and hopeless(rounds, self.rounds + RESCUES, context)
 
     def _lost(self, rounds: list[Round], context: Context) -> bool:
         """Whether no training is good enough, and other step sizes may change that."""

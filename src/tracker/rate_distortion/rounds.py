@@ -175,9 +175,17 @@ def enough(rounds: list[Round], context: Context) -> bool:
     return steady(context) and any(one.surely_good(context) for one in rounds)
 
 
-def hopeless(one: Round, context: Context) -> bool:
-    """Whether a round has lost so much that no mending brings it back: its weights have become zero."""
-    return one.judged.bound > HOPELESS * max(context.target.drop, LEAST)
+def hopeless(rounds: list[Round], most: int, context: Context) -> bool:
+    """Whether no mending brings back what rounds have lost, of which none is good enough: weights have become zero.
+
+    Args:
+        rounds: of training, at least one.
+        most: that there may be.
+        context: of the run, with its target.
+    """
+    last, wanted = rounds[-1].judged, max(context.target.drop, LEAST)
+    mended = len(rounds) > 1 and last.systematic > SLIGHT * wanted
+    return last.bound > HOPELESS * wanted or mended or len(rounds) >= most
 
 
 def told(number: int, count: int, one: Round) -> None:

@@ -78,7 +78,7 @@ def refuse_target(codec: Codec | None, aim: Aim) -> None:
 
 def is_bold(codec: Codec, where: Pivot, shop: Workshop) -> bool:
     """Whether a stage begins there that undoes far more loss than the target allows."""
-    return where.last != codec.coder_name and shop.context.likeliest and shop.context.framework == "pytorch"
+    return where.last != codec.coder_name and shop.context.likeliest
 
 
 def left_out(codec: Codec, where: Pivot, shop: Workshop) -> frozenset[str]:
@@ -120,7 +120,7 @@ def aimed(codec: Codec, where: Pivot, draft: Draft, shop: Workshop, run: Run | M
 
     if is_bold(codec, where, shop):
         following = codec.stages[codec.stages.index(where.stage) + 1]
-        chosen, rows = _of_divergence(chain, functools.partial(through, last=following), shop)
+        chosen, rows = _of_divergence(chain, functools.partial(through, last=following), where.last, shop)
     else:
         context = shop.context
         if where.last != codec.coder_name:  # what only begins there needs a drop to begin with, whatever its target
@@ -131,11 +131,11 @@ def aimed(codec: Codec, where: Pivot, draft: Draft, shop: Workshop, run: Run | M
     return chain[chosen]
 
 
-def _of_divergence(chain: list[Codec], through: Through, shop: Workshop) -> tuple[int, list[dict[str, Any]]]:
-    """The place from which training begins, and what was measured on the way."""
+def _of_divergence(chain: list[Codec], through: Through, last: str, shop: Workshop) -> tuple[int, list[dict[str, Any]]]:
+    """The place from which the stage `last` begins to train, and what was measured on the way."""
     chosen, measured = by_divergence(
         len(chain),
-        lambda place: shop.divergence(chain[place], through(chain[place])),
+        lambda place: shop.divergence(chain[place], last, through(chain[place])),
         BEGINS * max(shop.context.target.drop, LEAST),
     )
     return chosen, [{"place": place, "divergence": value} for place, value in measured.items()]

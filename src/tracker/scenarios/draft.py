@@ -154,11 +154,15 @@ class Workshop:
             raise TrackerError("a drop is looked for on the search split, and the data have none")
         return self.context.judge(self._quantised(codec, draft))
 
-    def divergence(self, codec: Codec, draft: Draft) -> float:
-        """How far the classes of the model that will be decoded are from the anchor's; see `divergence`."""
-        from tracker.rate_distortion.divergence import divergence
+    def divergence(self, codec: Codec, last: str, draft: Draft) -> float:
+        """How far the classes of the model that will be decoded are from the anchor's; see `Transform.divergence`.
 
-        return divergence(self._quantised(codec, draft), self.context)
+        Args:
+            codec: the chain.
+            last: its stage that begins there.
+            draft: that the coder quantises.
+        """
+        return codec.transforms[last].divergence(self._quantised(codec, draft), self.context)
 
     def _quantised(self, codec: Codec, draft: Draft) -> Any:
         model = self.framework.copy(draft.model)
