@@ -9,7 +9,9 @@ import uuid
 from typing import Any
 
 
-def compression_runs(experiment: str, count: int, words: list[str], strict: bool = True) -> list[Any]:
+def compression_runs(
+    experiment: str, count: int, words: list[str], strict: bool = True, kind: str = "compression"
+) -> list[Any]:
     """Run ``python -m tracker -m WORDS`` into an experiment.
 
     Args:
@@ -17,9 +19,10 @@ def compression_runs(experiment: str, count: int, words: list[str], strict: bool
         count: how many jobs the words describe.
         words: of the command line.
         strict: whether a job that fails ends the script; else its run is left out.
+        kind: of the runs.
 
     Returns:
-        The MLflow runs of kind ``compression``, the newest first.
+        The MLflow runs, the newest first.
     """
     from mlflow import MlflowClient
 
@@ -34,7 +37,7 @@ def compression_runs(experiment: str, count: int, words: list[str], strict: bool
     assert found is not None
     return client.search_runs(
         [found.experiment_id],
-        f"tags.`tracker.kind` = 'compression' AND attributes.status = 'FINISHED' AND "
+        f"tags.`tracker.kind` = '{kind}' AND attributes.status = 'FINISHED' AND "
         f"tags.`tracker.hydra.output` LIKE '%{own}%'",
         order_by=["attributes.start_time DESC"],
         max_results=count,

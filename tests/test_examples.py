@@ -54,6 +54,30 @@ def test_own_anchor_and_task_by_config_dir(tmp_path: Path, tracker: Callable[...
 
 
 @pytest.mark.slow
+def test_checkpoints_of_the_example_are_sent(here: Here, ready: Path, tracker: Callable[..., Completed]) -> None:
+    script = [
+        sys.executable,
+        str(EXAMPLES / "updates" / "finetune.py"),
+        "checkpoints",
+        "--epochs",
+        "2",
+        "anchor=digits",
+    ]
+    subprocess.run(script, cwd=ready, check=True)
+    assert len(list((ready / "checkpoints").iterdir())) == 3
+    words = ("-m", "scenario=update", "scenario.checkpoints=checkpoints", "scenario.mode=whole,difference")
+    done = here(*words, "+codec=nnc", "codec.nnc.qp=-28")
+    assert done.returncode == 0, done.stderr
+    whole, difference = runs(ready, "update")
+    assert difference.data.metrics["update/mean_bytes"] < 0.5 * whole.data.metrics["update/mean_bytes"]
+    assert difference.data.tags["tracker.transparent"] == "true"
+    for run in (whole, difference):  # series of one chart
+        plots = ready / "mlruns" / "artifacts" / run.info.run_id / "artifacts" / "plots"
+        page = (plots / "modes.html").read_text()
+        assert "whole nnc qp=-28" in page and "difference nnc qp=-28" in page and (plots / "modes.png").is_file()
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("xz") is None, reason="xz is not installed")
 def test_external_example(tmp_path: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -39,8 +39,10 @@ def draw() -> None:
             if not any(folder.glob("*/")):  # refused before a job began
                 continue
             from tracker.report.multirun import log_curves
+            from tracker.update.multirun import log_modes
 
             log_curves(folder)
+            log_modes(folder)
         except Exception as error:
             signals.check()  # an interrupted import fails in ways of its own
             from tracker.__main__ import message_of

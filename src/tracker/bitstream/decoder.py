@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from torch import Tensor
@@ -33,13 +34,22 @@ def decode_bitstream(
     if sha256 is not None and manifest.sha256 != sha256:
         raise TrackerError(f"{folder} holds the bitstream {manifest.sha256}, not {sha256}: refused")
     coder = coder or trusted_coder(manifest, trusted)
+    if manifest.follows is not None:
+        raise TrackerError(f"{folder} is no whole model but an update of one: apply it to a receiver's state")
     coded = set(manifest.files) - {SIDE}
-    try:
+    with failing(folder, coder):
         # A state dict without any tensor for a coder (all integers, say) has no coder's file to read.
         decoded = coder.decode(folder) if coded else {}
         if coded and not decoded:
             raise TrackerError(f"{folder} is damaged: there is no tensor in {min(coded)[:SHOWN]}; get it again")
         return restore(folder, decoded)
+
+
+@contextlib.contextmanager
+def failing(folder: Path, coder: Coder) -> Iterator[None]:
+    """Whatever a coder's decoder raises, in one line."""
+    try:
+        yield
     except TrackerError:
         raise
     except (Exception, SystemExit) as error:  # whatever a decoder makes of a stream that someone forged

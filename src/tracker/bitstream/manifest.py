@@ -20,7 +20,20 @@ FORMAT = "tracker-1"
 MANIFEST = "manifest.json"
 LARGEST_MANIFEST = 1 << 20
 KEYS = {"coder", "codec", "files", "format", "sha256"}
-STRUCTURE = "structure"  # the one key that may be missing
+STRUCTURE, FOLLOWS = "structure", "follows"  # the keys that may be missing
+
+
+@dataclass(frozen=True)
+class Follows:
+    """What an update of a model applies to; see `tracker.update`.
+
+    Attributes:
+        state: the first digits of the digest of a receiver's state.
+        adds: whether what is decoded is added to that.
+    """
+
+    state: str
+    adds: bool
 
 
 @dataclass(frozen=True)
@@ -33,6 +46,7 @@ class Manifest:
         files: names of the files beside the manifest.
         sha256: the bitstream's digest (hex).
         structure: changes of the architecture, in order.
+        follows: what an update applies to; None of a whole model.
     """
 
     coder: str
@@ -40,17 +54,22 @@ class Manifest:
     files: list[str]
     sha256: str
     structure: list[Edit] = field(default_factory=list)
+    follows: Follows | None = None
 
 
-def write_manifest(folder: Path, coder: str, codec: list[str], structure: Sequence[Edit] = ()) -> Manifest:
+def write_manifest(
+    folder: Path, coder: str, codec: list[str], structure: Sequence[Edit] = (), follows: Follows | None = None
+) -> Manifest:
     """Write the manifest for the files that are in a folder."""
     files = sorted(path.name for path in folder.iterdir())
     body: dict[str, Any] = {"codec": codec, "coder": coder, "files": files, "format": FORMAT}
     if structure:
         body[STRUCTURE] = [[edit.kind, edit.layers] for edit in structure]
+    if follows:
+        body[FOLLOWS] = [follows.state, follows.adds]
     digest = _digest(folder, body)
     (folder / MANIFEST).write_bytes(_canonical({**body, "sha256": digest}))
-    return Manifest(coder, codec, files, digest, list(structure))
+    return Manifest(coder, codec, files, digest, list(structure), follows)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -89,7 +108,8 @@ def read_manifest(folder: Path) -> Manifest:
     if digest != _digest(folder, content):
         raise TrackerError(f"{folder}: the bitstream is damaged: its SHA-256 is not {digest}; get it again")
     structure = [Edit(kind, layers) for kind, layers in content.get(STRUCTURE, [])]
-    return Manifest(content["coder"], content["codec"], content["files"], digest, structure)
+    follows = Follows(*content[FOLLOWS]) if FOLLOWS in content else None
+    return Manifest(content["coder"], content["codec"], content["files"], digest, structure, follows)
 
 
 def bitstream_bytes(folder: Path) -> int:
@@ -116,7 +136,9 @@ def _well_formed(content: dict[str, Any]) -> bool:
         isinstance(edit, list) and len(edit) == 2 and isinstance(edit[0], str) and isinstance(edit[1], dict)
         for edit in structure
     )
-    return lists and texts and edits and set(content) - {STRUCTURE} == KEYS
+    follows = content.get(FOLLOWS, ["", False])
+    update = isinstance(follows, list) and list(map(type, follows)) == [str, bool]
+    return lists and texts and edits and update and set(content) - {STRUCTURE, FOLLOWS} == KEYS
 
 
 def _canonical(content: dict[str, Any]) -> bytes:

@@ -223,6 +223,7 @@ class Coder(Stage):
     """
 
     shows_progress: ClassVar[bool] = False  # whether `encode` has a progress bar of its own
+    temporal: ClassVar[bool] = False  # whether `encode_difference` may use what was coded in the update before
     codes_integers: ClassVar[bool] = False  # whether `encode` also takes int32 tensors, and codes them without loss
     of_floats: ClassVar[frozenset[str]] = frozenset()  # options that do nothing about weights that are integers already
     rate_falls_with: ClassVar[str] = ""  # the option, if there is one, that makes bitstreams smaller as it gets larger
@@ -306,6 +307,36 @@ class Coder(Stage):
         Raises:
             TrackerError: the files cannot be decoded.
         """
+
+    def encode_difference(
+        self,
+        tensors: Mapping[str, Tensor],
+        folder: Path,
+        context: Context,
+        carried: Mapping[str, Tensor],
+        temporal: bool = False,
+    ) -> list[TensorRecord]:
+        """As `encode`, of differences that a receiver adds to what it has.
+
+        Args:
+            tensors, folder, context: as there.
+            carried: what `decode_difference` gave with the update before.
+            temporal: whether integers of that one at the same place may tell about those here.
+        """
+        if temporal:
+            raise TrackerError(f"{type(self).__name__} has no temporal contexts: take nnc, or scenario.mode=difference")
+        return self.encode(tensors, folder, None, context)
+
+    def decode_difference(
+        self, folder: Path, carried: Mapping[str, Tensor]
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+        """What `encode_difference` was given, or nearly so; and what the next difference may refer to.
+
+        Args:
+            folder: as for `decode`.
+            carried: as for `encode_difference`.
+        """
+        return self.decode(folder), {}
 
     def receiver(self) -> Coder:
         """The coder as the receiver has it: without the sender's configuration."""

@@ -36,6 +36,7 @@ class Nnc(NncOptions):
     """
 
     shows_progress: ClassVar[bool] = True
+    temporal: ClassVar[bool] = True
     codes_integers: ClassVar[bool] = True
     takes_steps: ClassVar[bool] = True
     of_floats: ClassVar[frozenset[str]] = frozenset(("qp", "qp_early", "qp_late", "qp_density", "use_dq", "sparsity"))
@@ -173,7 +174,7 @@ class Nnc(NncOptions):
         """Layers and normalisations that are folded."""
         from tracker.codecs import nnc_fold
 
-        if not self.bnf:
+        if not self.bnf or model is None:  # parts of a model are never folded
             return []
         if self.bnf == "auto" and (
             context.framework != "pytorch" or self.bitdepth is not None or self.approx_method == "codebook"
@@ -218,6 +219,49 @@ class Nnc(NncOptions):
             # Codebooks come as float64; integers that were coded without loss stay what they are.
             tensors[unescape(name)] = tensor.float() if tensor.is_floating_point() else tensor
         return nnc_fold.unfold(tensors, folder)
+
+    def encode_difference(
+        self,
+        tensors: Mapping[str, Tensor],
+        folder: Path,
+        context: Context,
+        carried: Mapping[str, Tensor],
+        temporal: bool = False,
+    ) -> list[TensorRecord]:
+        """Code differences as an incremental update, without the tensors of which nothing is left.
+
+        Raises:
+            TrackerError: as `encode`.
+        """
+        from tracker.codecs import nnc_difference, nnc_units
+
+        arrays, quantised = arrays_of(tensors, self)
+        with nnc_units.told_in_one_line():
+            options = keywords(arrays, quantised, self, context)
+            values = nnc_units.quantise_units(arrays, options)
+            arrays = {name: array for name, array in arrays.items() if values[name].any()}
+            if not arrays:
+                return []
+            found = nnc_difference.parents(carried)
+            each = {name: {"approx_param_base": nnc_difference.of_tensors(found, [name])} for name in arrays}
+            given = {**options, "compress_differences": True, "tca": temporal}
+            numbers = nnc_difference.numbers(list(arrays), found)
+            coded, sizes, clipped = nnc_units.encode_units(arrays, None, given, each, numbers)
+        (folder / FILE).write_bytes(coded)
+        per_tensor = {**(options["qp_per_tensor"] or {}), **clipped}
+        steps = nnc_steps.Steps(options["qp_density"], options["qp"], options["nonweight_qp"], per_tensor)
+        return self._records(arrays, sizes, steps, set())
+
+    def decode_difference(
+        self, folder: Path, carried: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The differences, and the integers that the next update may refer to."""
+        import torch
+
+        from tracker.codecs import nnc_difference
+
+        arrays, after = nnc_difference.decode((folder / FILE).read_bytes(), carried)
+        return {unescape(name): torch.from_numpy(array).float() for name, array in arrays.items()}, after
 
     def _records(
         self,

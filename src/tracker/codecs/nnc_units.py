@@ -38,6 +38,7 @@ def encode_units(
     folded: Folded | None,
     options: Mapping[str, Any],
     exact: Mapping[str, Mapping[str, Any]] | None = None,
+    numbers: Mapping[str, int] | None = None,
 ) -> tuple[bytes, dict[str, int], dict[str, int]]:
     """Code a model unit by unit.
 
@@ -45,8 +46,9 @@ def encode_units(
         arrays: float32, by name.
         folded: what is coded in their place where BatchNorm is folded.
         options: keyword arguments of ``nncodec.nnc.compress``.
-        exact: other options for tensors (of a block: its weight) that are coded without loss, as multiples of their
-            step sizes.
+        exact: other options for tensors (of a block: its weight), such as for those that are coded without loss, as
+            multiples of their step sizes.
+        numbers: of the tensors, in place of their places in `arrays`; where nothing is folded.
 
     Returns:
         The bitstream, equal to that of one call for all arrays; bytes by name, a block's under its weight; and the qps
@@ -55,7 +57,7 @@ def encode_units(
     if folded is not None:
         arrays, blocks, numbers = folded.arrays, folded.blocks, folded.numbers
     else:
-        blocks, numbers = None, {name: number for number, name in enumerate(arrays)}
+        blocks, numbers = None, numbers or {name: number for number, name in enumerate(arrays)}
     parts = groups(arrays, blocks)
 
     def task(name: str) -> tuple[Any, ...]:

@@ -104,9 +104,9 @@ def applications(
         decided = [record.params.get(name, "") for name in ("task.tolerance", "transparency.confidence")]
         groups[(*identity, *decided)].append(record)
     if not groups:
-        place = f"the experiments {', '.join(names)}" if names else "this store"
+        place = f"the experiments {', '.join(names)} have" if names else "this store has"
         raise TrackerError(
-            f"{place} have no finished compression run on the split {split}; make one by python -m tracker +codec=nnc, "
+            f"{place} no finished compression run on the split {split}; make one by python -m tracker +codec=nnc, "
             "or set MLFLOW_TRACKING_URI"
         )
     known: dict[str, Any] = {}

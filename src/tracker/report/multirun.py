@@ -13,7 +13,10 @@ from tracker.report.interactive import figure, write_page
 from tracker.tracking import store, summary
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 log = logging.getLogger("tracker")
 CURVE = "plots/curve.html"
@@ -52,21 +55,25 @@ def log_curves(folder: Path) -> None:
 
 def anchors_of(client: MlflowClient, folder: Path) -> dict[str, str]:
     """The ids of the anchors' runs that the finished compression runs of a multirun point to, with their splits."""
+    found: dict[str, str] = {}
+    for run in runs_below(client, folder, "compression"):
+        if "tracker.anchor.run_id" in run.data.tags:
+            found[run.data.tags["tracker.anchor.run_id"]] = run.data.params.get("task.split", "report")
+    return found
+
+
+def runs_below(client: MlflowClient, folder: Path, kind: str) -> Iterator[Run]:
+    """The finished runs of a kind whose output is below a folder."""
     ids = [one.experiment_id for one in client.search_experiments()]
     # What LIKE takes for any letter is looked at again below.
     wanted = (
-        f"tags.`tracker.kind` = 'compression' AND attributes.status = 'FINISHED' AND tags.`{OUTPUT}` LIKE "
+        f"tags.`tracker.kind` = '{kind}' AND attributes.status = 'FINISHED' AND tags.`{OUTPUT}` LIKE "
         f"'{str(folder).replace(chr(39), '_')}/%'"
     )
-    found: dict[str, str] = {}
     token: Any = None
     while ids:
         page = client.search_runs(ids, wanted, max_results=1000, page_token=token)
-        for run in page:
-            tags = run.data.tags
-            if folder in Path(tags[OUTPUT]).parents and "tracker.anchor.run_id" in tags:
-                found[tags["tracker.anchor.run_id"]] = run.data.params.get("task.split", "report")
+        yield from (run for run in page if folder in Path(run.data.tags[OUTPUT]).parents)
         token = page.token
         if not token:
             break
-    return found

@@ -110,36 +110,51 @@ class Bench:
 
     def anchor(self) -> LoggedAnchor:
         """The anchor's run, found again or made now."""
-        return anchors.logged_anchor(
-            self.client, self.experiment, self.sha256, self.task_sha256, self._log_anchor, cache_folder()
-        )
+        return self.logged(self.model, self.tensors, "anchor")
 
-    def _log_anchor(self) -> LoggedAnchor:
-        """Evaluate the anchor and log it: a run of kind ``anchor``."""
+    def logged(self, model: Any, tensors: Mapping[str, Tensor], name: str) -> LoggedAnchor:
+        """The run of kind ``anchor`` of an uncompressed model, found again or made now.
+
+        Args:
+            model: of the anchor's architecture, or of one that a checkpoint has.
+            tensors: its own.
+            name: for people.
+        """
+        sha256 = models.weights_digest(tensors)
+        architecture = self.framework.describe(model)
+        task_sha256 = anchors.task_digest(self.job, architecture, self.data_sha256, self.device)
+        tags = {"tracker.anchor.sha256": sha256, "tracker.task.sha256": task_sha256}
+        make = functools.partial(self._log_anchor, model, tensors, name, tags)
+        return anchors.logged_anchor(self.client, self.experiment, sha256, task_sha256, make, cache_folder())
+
+    def _log_anchor(
+        self, model: Any, tensors: Mapping[str, Tensor], name: str, tags: Mapping[str, str]
+    ) -> LoggedAnchor:
+        """Evaluate an anchor and log it: a run of kind ``anchor``."""
         self.load(None)
-        watch = Stopwatch()
-        with self.start(self.job, "anchor", "anchor", {}) as run:
+        watch, size = Stopwatch(), 4 * models.float_elements(tensors)
+        with self.start(self.job, "anchor", name, tags) as run:
             with watch("evaluate"):
-                evaluation = self.evaluated(self.model, "anchor")
-            anchors.log_anchor(run, self.tensors, evaluation, self.job.folder)
+                evaluation = self.evaluated(model, name)
+            anchors.log_anchor(run, tensors, evaluation, self.job.folder)
             performance = evaluation.metrics[self.job.task.primary]
             run.log_metrics(
                 {
-                    "size/anchor_bytes": self.anchor_bytes,
+                    "size/anchor_bytes": size,
                     "performance/anchor": performance,
                     **{f"{name}/anchor": value for name, value in evaluation.metrics.items()},
                     "time/evaluate_s": watch.seconds["evaluate"],
                     "memory/peak_mib": peak_memory_mib(),
                 }
             )
-            layers = ", ".join(f"{count} {name}" for name, count in self.framework.layers(self.model).items())
+            layers = ", ".join(f"{count} {kind}" for kind, count in self.framework.layers(model).items())
             run.set_tags(
                 {
-                    anchors.KEY: anchors.anchor_key(self.sha256, self.task_sha256),
+                    anchors.KEY: anchors.anchor_key(tags["tracker.anchor.sha256"], tags["tracker.task.sha256"]),
                     "tracker.metrics": json.dumps(list(evaluation.metrics)),
-                    "tracker.anchor.model": type(self.model).__name__,
+                    "tracker.anchor.model": type(model).__name__,
                     "tracker.anchor.layers": layers[:2000],
-                    summary.NOTE: summary.anchor_note(self.job, self.anchor_bytes, evaluation.metrics),
+                    summary.NOTE: summary.anchor_note(self.job, size, evaluation.metrics),
                 }
             )
         return LoggedAnchor(run.id, evaluation, found=False)

@@ -20,7 +20,7 @@ Operation = Callable[["MlflowClient", str, Mapping[str, Any], Path | None], None
 
 
 def log_results(client: MlflowClient, run_id: str, what: Mapping[str, Any], folder: Path | None) -> None:
-    """``metrics`` by name, all of the same ``time``, and ``tags``."""
+    """``metrics`` by name, all of the same ``time`` and ``step``, and ``tags``."""
     from mlflow.entities import RunTag
 
     tags = [RunTag(key, value) for key, value in what["tags"].items()]
@@ -30,7 +30,8 @@ def log_results(client: MlflowClient, run_id: str, what: Mapping[str, Any], fold
 def _metrics(what: Mapping[str, Any], **linked: Any) -> list[Metric]:
     from mlflow.entities import Metric
 
-    return [Metric(key, value, what["time"], 0, **linked) for key, value in what["metrics"].items()]
+    step = what.get("step", 0)
+    return [Metric(key, value, what["time"], step, **linked) for key, value in what["metrics"].items()]
 
 
 def log_folder(client: MlflowClient, run_id: str, what: Mapping[str, Any], folder: Path | None) -> None:

@@ -138,14 +138,14 @@ class Run:
             with outage.guarded(self.uri):
                 self.client.log_batch(self.id, params=entries[start : start + PARAMS_PER_CALL])
 
-    def log_metrics(self, metrics: Mapping[str, float]) -> None:
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Log metrics, all with the same time stamp."""
-        self.log_results(metrics, {})
+        self.log_results(metrics, {}, step)
 
-    def log_results(self, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
+    def log_results(self, metrics: Mapping[str, float], tags: Mapping[str, str], step: int = 0) -> None:
         """Log metrics and set tags, in one call."""
         values = {key: float(value) for key, value in metrics.items()}
-        self._log("results", metrics=values, tags=dict(tags), time=int(time.time() * 1000))
+        self._log("results", metrics=values, tags=dict(tags), time=int(time.time() * 1000), step=step)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags."""
