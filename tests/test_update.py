@@ -313,6 +313,7 @@ def test_checkpoints_are_sent_and_measured(here: Here, ready: Path, digits: Path
     for step, size in history.items():
         name = f"{step:03}-whole" if step == 0 else f"{step:03}-context"
         assert bitstream_bytes(artifacts / context.info.run_id / "artifacts" / "updates" / name) == size
+    assert len(list((artifacts / context.info.run_id / "artifacts" / "updates").iterdir())) == 4  # what was sent
     table = json.loads((artifacts / lost.info.run_id / "artifacts" / "updates.json").read_text())
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
     assert [row["lost"] for row in rows] == [False, False, True, False]

@@ -101,8 +101,11 @@ class Sender:
         with watch("encode"):
             whole = self._whole(reference, number)
             update = whole if self.options.mode == WHOLE or self.known is None else self._update(reference, number)
+        size = bitstream_bytes(whole)
         with watch("decode"):
             repair = self._delivered(update, whole, number in self.options.lost)
+        if update is not whole and not repair:
+            shutil.rmtree(whole)  # made for its size
         receiver = Receiver(self.folder)
         assert receiver.state is not None
         model = bench.filled(receiver.state.tensors, "the receiver's state", receiver.state.structure)
@@ -114,7 +117,7 @@ class Sender:
             name=checkpoint.name,
             update=bitstream_bytes(update),
             repair=repair,
-            whole=bitstream_bytes(whole),
+            whole=size,
             model=4 * float_elements(reference.tensors),
             reference=anchor.evaluation,
             decoded=evaluation,
