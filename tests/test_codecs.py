@@ -453,6 +453,13 @@ def test_folding_keeps_the_outputs(name: str, tmp_path: Path) -> None:
         expected, found = model(inputs()), fresh(inputs())
     assert float(expected.abs().max()) > 0.1
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    # Errors are against what is decoded where nothing is lost, of every tensor that was coded.
+    restated = coder.restated(model.state_dict(), model, CONTEXT)
+    for tensor, values in restated.items():
+        torch.testing.assert_close(decoded[tensor].float(), values.float(), atol=1e-4, rtol=1e-4)
+    assert list(restated) == [tensor for tensor in model.state_dict() if tensor in restated]
+    weights = {tensor for tensor, values in model.state_dict().items() if values.ndim > 1}
+    assert weights <= restated.keys() and (len(restated) < len(model.state_dict())) == (name in FOLDED)
 
 
 def test_folding_makes_the_bitstream_smaller(tmp_path: Path) -> None:

@@ -551,6 +551,12 @@ def test_of_made_inputs_only_pictures_are_followed(inputs: Any, norms: bool, wan
     [
         (("+codec=int8", "target.drop=0.01"), "int8 has no option with which target.drop could be reached"),
         (("+codec=nnc", "target.drop=0.01", "target.bytes=100"), "leave one of them out"),
+        (("target.drop=0.01",), "target.drop needs a codec"),
+        (("+codec=nnc", "target.drop=0.01", "codec.nnc.qp=-40"), "codec.nnc.qp is what target.drop looks for"),
+        (
+            ("+codec=nnc_fast", "target.bytes=12000", "codec.allocate.price=0.1"),
+            "codec.allocate.price is what target.bytes looks for",
+        ),
         (("+codec=nnc", "target.bytes=0"), "target.bytes"),
         (("+codec=nnc", "target.drop=-1"), "target.drop"),
         (("+codec=nnc", "target.bytes=700"), "is less than the"),

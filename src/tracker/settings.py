@@ -50,6 +50,11 @@ class Aim(Section):
     )
 
     @property
+    def wanted(self) -> bool:
+        """Whether one of the two is asked for."""
+        return self.drop is not None or self.bytes is not None
+
+    @property
     def key(self) -> str:
         """Which of the two is asked for."""
         return f"target.{'drop' if self.drop is not None else 'bytes'}"

@@ -32,6 +32,7 @@ class Allocate(Transform):
 
     frameworks: ClassVar[frozenset[str]] = frozenset({"pytorch", "keras"})
     aims: ClassVar[bool] = True
+    answer: ClassVar[str] = "price"
     makes_steps: ClassVar[bool] = True
 
     inputs: Source | Literal["none"] = Field(

@@ -169,6 +169,7 @@ class Transform(Stage):
     makes_steps: ClassVar[bool] = False  # whether it gives step sizes, which all stages after it must take
     for_rounding: ClassVar[bool] = False  # whether it makes up for rounding and does nothing else
     final: ClassVar[bool] = False  # whether no other transform may follow, as it would undo this one's work
+    answer: ClassVar[str] = ""  # the option in which its `places` differ
 
     def check_coder(self, coder: Coder) -> None:
         """Refuse a coder, as it is configured, that cannot code what this stage gives, before any work starts.
@@ -269,6 +270,18 @@ class Coder(Stage):
             TrackerError: as `encode`.
         """
         return None
+
+    def restated(self, tensors: Mapping[str, Tensor], model: Any, context: Context) -> Mapping[str, Tensor]:
+        """What `decode` would give of a model's tensors, were nothing lost: what errors are against.
+
+        Args:
+            tensors: all of the model's, by name.
+            model, context: as for `encode`.
+
+        Returns:
+            Without tensors that a decoder makes up.
+        """
+        return tensors
 
     def costs(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Sequence[Cost]]:
         """What each tensor costs by step size, ascending; for coders that take step sizes.

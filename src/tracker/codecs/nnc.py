@@ -206,6 +206,13 @@ class Nnc(NncOptions):
             values = nnc_units.quantise_units(arrays, keywords(arrays, quantised, self, context), exact_of(context))
         return {unescape(name): torch.from_numpy(values[name]).float() for name in quantised}
 
+    def restated(self, tensors: Mapping[str, Tensor], model: Any, context: Context) -> Mapping[str, Tensor]:
+        """With scales of folded BatchNorms in the weights, and without what the shifts make up for."""
+        from tracker.bitstream.state import coded_part
+        from tracker.codecs import nnc_fold
+
+        return nnc_fold.restated(self._pairs(model, set(coded_part(tensors)), context), tensors)
+
     def decode(self, folder: Path) -> dict[str, Tensor]:
         """The tensors, float32, as NNCodec's own decoder gives them."""
         import torch
@@ -278,5 +285,5 @@ class Nnc(NncOptions):
             qp = steps.of(name, array.ndim > 1)
             alone = name not in folded
             step = nnc_steps.step_size(qp, steps.density) if plain and (alone or array.ndim > 1) else None
-            records.append(TensorRecord(unescape(name), step, sizes.get(name), comparable=alone))
+            records.append(TensorRecord(unescape(name), step, sizes.get(name), scaled=not alone))
         return records

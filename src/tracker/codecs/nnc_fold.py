@@ -142,6 +142,24 @@ def write(pairs: list[Pair], folder: Path) -> None:
     (folder / FILE).write_bytes(zstandard.ZstdCompressor(level=19).compress(text.encode()))
 
 
+def restated(pairs: list[Pair], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `unfold` would give of tensors that were folded without loss, less what it makes up.
+
+    Args:
+        pairs: that are folded.
+        tensors: of the model, by name.
+    """
+    found = dict(tensors)
+    for pair in pairs:
+        gamma, beta, mean, variance = (found.pop(f"{pair.norm}.{part}").float() for part in NORM_PARTS)
+        scale = gamma / (variance + pair.eps).sqrt()
+        weight, bias = found[f"{pair.layer}.weight"].float(), found.get(f"{pair.layer}.bias")
+        found[f"{pair.layer}.weight"] = weight * scale.view(-1, *[1] * (weight.ndim - 1))
+        shift = (0 - mean if bias is None else bias.float() - mean) * scale + beta
+        found[f"{pair.norm if bias is None else pair.layer}.bias"] = shift
+    return {name: found[name] for name in tensors if name in found}
+
+
 def unfold(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
     """Decoded tensors under the architecture's own names: the normalisation keeps only its shift.
 

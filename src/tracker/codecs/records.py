@@ -21,13 +21,13 @@ class TensorRecord:
         name: the tensor's name in the model.
         step_size: the quantisation step, where there is one for the whole tensor.
         bytes: its share of the bitstream, where the format lets it be told.
-        comparable: whether the decoded tensor means the same as the anchor's, so that its error can be told.
+        scaled: whether decoded values are no multiples of the step size, as scales are in them.
     """
 
     name: str
     step_size: float | None = None
     bytes: int | None = None
-    comparable: bool = True
+    scaled: bool = False
 
 
 @dataclass(frozen=True)

@@ -191,8 +191,8 @@ def hopeless(rounds: list[Round], most: int, context: Context) -> bool:
 def told(number: int, count: int, one: Round) -> None:
     """A line of the log about a round."""
     log.info(
-        "distill %d/%d: lambda %.3g, %.2f bits per weight%s, drop %.4f (likely below %.4f, without noise %.4f) on the "
-        "search split",
+        "distill %d/%d: lambda %.3g, entropy of %.2f bits per weight%s, drop %.4f (likely below %.4f, without noise "
+        "%.4f) on the search split",
         number,
         count,
         one.weight,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -44,21 +44,37 @@ def pivot(codec: Codec, aim: Aim) -> Pivot | None:
     aiming = [name for name, stage in codec.transforms.items() if stage.aims]
     if aiming:
         return Pivot(aiming[0], aiming[0], [*aiming, codec.coder_name][1])
-    if aim.drop is None and aim.bytes is None:
+    if not aim.wanted:
         return None
     # Transforms that take step sizes ask the coder for them where no stage before has given any.
     first = next((name for name, stage in codec.transforms.items() if stage.takes_steps), codec.coder_name)
     return Pivot(codec.coder_name, first, codec.coder_name)
 
 
-def check_target(codec: Codec | None, aim: Aim) -> None:
-    """Refuse a target that no stage can look for, before any work starts.
+def check_target(codec: Codec | None, aim: Aim, overrides: Sequence[str] = ()) -> None:
+    """Refuse a target that no stage can look for, or whose answer is given beside it, before any work starts.
+
+    Args:
+        codec: the chain.
+        aim: the target.
+        overrides: words of the command line.
 
     Raises:
         TrackerError: that.
     """
-    found = pivot(codec, aim) if codec is not None else None
-    if codec is None or found is None or found.stage != codec.coder_name or codec.coder.rate_falls_with:
+    if not aim.wanted:
+        return
+    if codec is None:
+        raise TrackerError(f"{aim.key} needs a codec, such as +codec=nnc_fast")
+    found = pivot(codec, aim)
+    assert found is not None
+    stage = codec.by_name[found.stage]
+    option = stage.answer if isinstance(stage, Transform) else codec.coder.rate_falls_with
+    own = f"codec.{found.stage}.{option}"
+    fixed = isinstance(stage, Transform) and getattr(stage, option, None) is not None
+    if option and (fixed or any(word.lstrip("+").startswith(f"{own}=") for word in overrides)):
+        raise TrackerError(f"{own} is what {aim.key} looks for: leave one of them out")
+    if found.stage != codec.coder_name or codec.coder.rate_falls_with:
         return
     raise TrackerError(
         f"{codec.coder_name} has no option with which {aim.key} could be reached; take nnc, or leave it out"

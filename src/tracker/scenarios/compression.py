@@ -28,6 +28,8 @@ from tracker.tracking.outage import guarded
 from tracker.tracking.unsent import Kept
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from tracker.codecs.chain import Codec
     from tracker.tracking.anchors import LoggedAnchor
     from tracker.tracking.run import Run
@@ -81,10 +83,11 @@ def compress(bench: Bench, codec: Codec, anchor: LoggedAnchor, tags: Mapping[str
             on_device = simulated(bench, draft, model, anchor)
             run.log_metrics(on_device)
             sizes = (bench.anchor_bytes, size)
-            result = Result(job, codec, draft, bench.tensors, *sizes, anchor.evaluation, evaluation, decision)
+            reference = restated(bench, codec, draft)
+            result = Result(job, codec, draft, reference, *sizes, anchor.evaluation, evaluation, decision)
             rows, stages = results.log_tensors(run, result, records, decoded), results.log_stages(run, result, watch)
             comparison = bench.comparison(model, anchor.evaluation, evaluation, result.title)
-            log_pictures(run, result, rows, stages, decoded, comparison)
+            log_pictures(run, result, rows, stages, decoded, comparison, {one.name for one in records if one.scaled})
             found = results.metrics(result, watch)
             run.log_metrics(found)
             tags = {"tracker.bitstream.sha256": sha256, "tracker.transparent": str(decision.transparent).lower()}
@@ -142,6 +145,14 @@ def encoded(bench: Bench, codec: Codec, draft: Draft, folder: Path) -> tuple[str
             codec, draft.tensors, model, folder, draft.context(bench.context), draft.edits, draft.integers
         )
     return manifest.sha256, records
+
+
+def restated(bench: Bench, codec: Codec, draft: Draft) -> Mapping[str, Tensor]:
+    """The tensors that errors of the decoded ones are against."""
+    tensors = draft.tensors if draft.edits else bench.tensors
+    floats = {name: tensor for name, tensor in tensors.items() if name not in draft.integers}
+    found = codec.coder.restated(floats, draft.model, draft.context(bench.context))
+    return {name: found.get(name, tensor) for name, tensor in tensors.items() if name in found or name not in floats}
 
 
 def simulated(bench: Bench, draft: Draft, model: Any, anchor: LoggedAnchor) -> dict[str, float]:

@@ -52,7 +52,7 @@ def read_job(config: Mapping[str, Any], overrides: list[str], folder: Path, star
     settings = read_settings(config)
     check_named_once(overrides)
     codec = build_codec(settings.codec)
-    check_target(codec, settings.target)
+    check_target(codec, settings.target, overrides)
     return Job(
         config=config,
         overrides=overrides,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ def log_pictures(
     stage_rows: Sequence[Mapping[str, Any]],
     decoded: Mapping[str, Tensor],
     comparison: Comparison,
+    scaled: Collection[str] = frozenset(),
 ) -> None:
     """Draw and log all plots of a run. What cannot be drawn is told and left out.
 
@@ -38,9 +39,10 @@ def log_pictures(
         stage_rows: of stages.json; empty for a coder alone.
         decoded: the decoded tensors.
         comparison: for the task's own pictures.
+        scaled: tensors with scales in their decoded values.
     """
     shown = of_task(result, comparison)
-    figures = {**of_tensors(result, rows, decoded), **shown.figures}
+    figures = {**of_tensors(result, rows, decoded, scaled), **shown.figures}
     if stage_rows:
         primary = result.job.task.primary
         anchor = {"bytes": result.anchor_bytes, "performance": result.anchor.metrics[primary]}
@@ -53,13 +55,17 @@ def log_pictures(
 
 
 def of_tensors(
-    result: Result, rows: Sequence[Mapping[str, Any]], decoded: Mapping[str, Tensor]
+    result: Result, rows: Sequence[Mapping[str, Any]], decoded: Mapping[str, Tensor], scaled: Collection[str]
 ) -> dict[str, Callable[[], Figure | None]]:
     """Rate, error and histograms by tensor, of those that a coder has coded."""
     coded = [row for row in rows if row["stage"] != "side"]
     parameters = {name: tensor.numel() for name, tensor in result.draft.tensors.items()}
     found = {row["tensor"]: row["mean squared error"] for row in coded}
-    steps = {row["tensor"]: row["step size"] for row in coded if row["mean squared error"] is not None}
+    steps = {
+        row["tensor"]: None if row["tensor"] in scaled else row["step size"]
+        for row in coded
+        if row["mean squared error"] is not None
+    }
     return {
         "tensors": lambda: tensors.by_tensor(tensors.shares(coded, parameters), result.title),
         "error": lambda: errors.by_layer(errors.ratios(result.reference, found), result.title),

@@ -32,7 +32,8 @@ class Result:
         job: what was run.
         codec: the chain.
         draft: the model as its transforms left it.
-        anchor_tensors: by name.
+        reference: tensors that errors are against, by name: the anchor's; where a transform changed the architecture,
+            what it gave the coder. As `Coder.restated`.
         anchor_bytes: the anchor's float tensors as float32.
         size: bytes of the bitstream.
         anchor: the anchor's performance.
@@ -43,7 +44,7 @@ class Result:
     job: Job
     codec: Codec
     draft: Draft
-    anchor_tensors: Mapping[str, Tensor]
+    reference: Mapping[str, Tensor]
     anchor_bytes: int
     size: int
     anchor: Evaluation
@@ -54,11 +55,6 @@ class Result:
     def title(self) -> str:
         """Above plots."""
         return f"{self.job.anchor.name} · {summary.run_name(self.job)}"
-
-    @property
-    def reference(self) -> Mapping[str, Tensor]:
-        """What errors are against: the anchor; where a transform changed the architecture, what it gave the coder."""
-        return self.draft.tensors if self.draft.edits else self.anchor_tensors
 
 
 def log_tensors(
@@ -77,7 +73,7 @@ def log_tensors(
                 "stage": result.codec.coder_name if record else "side",
                 "step size": record.step_size if record else None,
                 "bytes": record.bytes if record else None,
-                "mean squared error": errors.get(name) if record is None or record.comparable else None,
+                "mean squared error": errors.get(name),
             }
         )
     run.log_table(rows, "tensors.json")

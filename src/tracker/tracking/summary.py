@@ -32,6 +32,7 @@ def run_name(job: Job) -> str:
     changed = [word.removeprefix("codec.") for word in job.overrides if word.startswith("codec.")]
     if job.codec is not None and not job.codec.transforms:
         changed = [word.removeprefix(f"{job.codec.coder_name}.") for word in changed]
+    changed += [word for word in job.overrides if word.startswith("target.")]
     return " ".join([job.codec.name if job.codec else "anchor", *changed])[:250]
 
 
