@@ -211,6 +211,8 @@ class Nnc(NncOptions):
         from tracker.bitstream.state import coded_part
         from tracker.codecs import nnc_fold
 
+        if not self.bnf:
+            return tensors
         return nnc_fold.restated(self._pairs(model, set(coded_part(tensors)), context), tensors)
 
     def decode(self, folder: Path) -> dict[str, Tensor]:
