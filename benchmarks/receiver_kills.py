@@ -75,15 +75,18 @@ def main() -> None:
         command = [sys.executable, "-m", "tracker.update.receiver", str(place)]
         began = time.monotonic()
         killed([*command, str(folders[0])], None)
-        took, kills, outcomes = time.monotonic() - began, 0, [0, 0]
-        for number, folder in enumerate(folders[1:], 1):
-            while kills < chosen.kills * number // UPDATES:
-                if not killed([*command, str(folder)], random.uniform(0.3, 1.0) * took):
-                    continue
-                kills += 1
-                found = Receiver(place).state
-                after = [state.digest for state in states[number - 1 : number + 1]].index(found.digest if found else "")
-                outcomes[after] += 1
+        took, kills, outcomes, number = time.monotonic() - began, 0, [0, 0], 1
+        while kills < chosen.kills:
+            was = killed([*command, str(folders[number])], random.uniform(0.5, 1.0) * took)
+            kills += was
+            found = Receiver(place).state
+            after = [state.digest for state in states[number - 1 : number + 1]].index(found.digest if found else "")
+            outcomes[after] += was
+            number += after
+            if number > UPDATES:  # begin again
+                killed([*command, str(folders[0])], None)
+                number = 1
+        for folder in folders[number:]:
             killed([*command, str(folder)], None)
         found = Receiver(place).state
     lost = found is None or found.digest != states[-1].digest
