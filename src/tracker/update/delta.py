@@ -10,9 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from tracker.bitstream.decoder import decode_bitstream, failing, trusted_coder
@@ -23,10 +21,8 @@ from tracker.codecs.chain import Codec
 from tracker.codecs.records import TensorRecord
 from tracker.structure import Edit
 from tracker.structure.base import check_kinds
+from tracker.update.modes import Mode, same
 from tracker.update.state import SHORT, Missed, State
-
-if TYPE_CHECKING:
-    from tracker.update.modes import Mode
 
 
 def encode_update(
@@ -125,10 +121,3 @@ def _next(before: Tensor | None, given: Tensor, adds: bool) -> Tensor:
     if adds and before.shape == given.shape:
         given = before.float() + given.float()
     return given.to(before.dtype)
-
-
-def same(tensor: Tensor, other: Tensor | None) -> bool:
-    """Whether two tensors are equal, to the bit where they are NaN."""
-    if other is None or tensor.shape != other.shape or tensor.dtype != other.dtype:
-        return False
-    return bool(torch.equal(tensor, other) or (tensor.isnan() & other.isnan() | (tensor == other)).all())

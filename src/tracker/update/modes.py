@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+
 from tracker.codecs.base import Coder, Context
 from tracker.codecs.records import TensorRecord
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from tracker.update.state import State
 
 
@@ -38,8 +39,6 @@ class Mode:
             state: the receiver's.
             before: the checkpoint before.
         """
-        from tracker.update.delta import same
-
         if not self.adds:
             return {name: tensor for name, tensor in coded.items() if not same(tensor, before.get(name))}
         found = {}
@@ -65,3 +64,10 @@ MODES = {
     mode.name: mode
     for mode in (Mode("changed"), Mode("difference", adds=True), Mode("context", adds=True, temporal=True))
 }
+
+
+def same(tensor: Tensor, other: Tensor | None) -> bool:
+    """Whether two tensors are equal, to the bit where they are NaN."""
+    if other is None or tensor.shape != other.shape or tensor.dtype != other.dtype:
+        return False
+    return bool(torch.equal(tensor, other) or (tensor.isnan() & other.isnan() | (tensor == other)).all())

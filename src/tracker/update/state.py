@@ -48,9 +48,12 @@ class State:
     @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) over all that the next update depends on."""
+        return hashlib.sha256(f"{weights_digest(self._named())}{self._edits()}".encode()).hexdigest()
+
+    def _named(self) -> dict[str, Tensor]:
+        """All tensors, by their names in the file."""
         named = {f"{TENSOR}{name}": tensor for name, tensor in self.tensors.items()}
-        named |= {f"{CARRIED}{name}": tensor for name, tensor in self.carried.items()}
-        return hashlib.sha256(f"{weights_digest(named)}{self._edits()}".encode()).hexdigest()
+        return named | {f"{CARRIED}{name}": tensor for name, tensor in self.carried.items()}
 
     def _edits(self) -> str:
         return json.dumps([[edit.kind, edit.layers] for edit in self.structure], sort_keys=True)
@@ -62,12 +65,10 @@ class State:
             TrackerError: it cannot be written.
         """
         partial = folder / f"{FILE}.{os.getpid()}.partial"
-        tensors = {f"{TENSOR}{name}": tensor for name, tensor in self.tensors.items()}
-        tensors |= {f"{CARRIED}{name}": tensor for name, tensor in self.carried.items()}
         about = {"format": FORMAT, "digest": self.digest, "structure": self._edits(), "update": self.update}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            save_file(own_memory(tensors), partial, about)
+            save_file(own_memory(self._named()), partial, about)
             with partial.open("rb") as written:
                 os.fsync(written.fileno())  # or the name could be on the disk before the content
             partial.replace(folder / FILE)
