@@ -141,6 +141,26 @@ def test_errors_of_fifty_updates_do_not_pile_up(mode: str, coder: Coder, tmp_pat
         assert torch.equal(receiver.state.tensors["5.weight"], decode_bitstream(tmp_path / "0")["5.weight"])
 
 
+def test_long_tensors_of_few_bytes_are_decoded_as_nncodec_does(tmp_path: Path) -> None:
+    """They are decoded in a process of their own, from the contexts of the update before."""
+    torch.manual_seed(0)
+    tensors = {"little": torch.randn(16, 16), "long": torch.randn(400, 1000)}
+    state = applied(None, whole(tensors, tmp_path / "whole"))
+    decoding = _base()["approx_param_base"]
+    for number in range(3):
+        before, tensors = tensors, {name: tensor.clone() for name, tensor in state.tensors.items()}
+        tensors["little"] += 0.5 * torch.randn(16, 16)
+        tensors["long"][number, :3] += 1.0
+        folder = update("context", tensors, state, before, tmp_path / f"{number}")
+        content = (folder / "model.nnc").read_bytes()
+        assert 64 * len(content) < tensors["long"].numel()
+        values = alone(nnc.decompress, bytearray(content), approx_param_base=decoding, update_base_param=True)
+        wanted = {name: state.tensors[name].numpy() + array for name, array in values.items()}
+        state = applied(state, folder)
+        assert wanted.keys() == {"little", "long"}
+        assert all(np.array_equal(state.tensors[name].numpy(), array) for name, array in wanted.items())
+
+
 def test_a_difference_leaves_out_what_becomes_zero(tmp_path: Path) -> None:
     tensors = sequence(1)[0]
     state = applied(None, whole(tensors, tmp_path / "whole"))

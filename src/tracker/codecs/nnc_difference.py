@@ -47,7 +47,8 @@ def of_tensors(found: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
 def numbers(names: list[str], found: Mapping[str, Any]) -> dict[str, int]:
     """A number for each tensor, which it keeps from update to update."""
     known = found["parameter_id"]
-    free = (number for number in range(len(known) + len(names)) if number not in set(known.values()))
+    taken = set(known.values())
+    free = (number for number in range(len(known) + len(names)) if number not in taken)
     return {name: known[name] if name in known else next(free) for name in names}
 
 
@@ -59,11 +60,11 @@ def decode(bitstream: bytes, carried: Mapping[str, Tensor]) -> tuple[dict[str, n
     """
     import torch
 
-    found = parents(carried)
     try:
-        arrays, base = decompress(bitstream, found, False)
+        arrays, base = decompress(bitstream, parents(carried), False)
     except Implausible:  # long tensors of few bytes are usual here; whatever becomes of it, in another process
-        ((_, (arrays, base)),) = each("decode", decompress, {0: 1}, lambda _: (bitstream, found, True), 1, True)
+        task = (bitstream, parents(carried), True)  # those before have been changed, as far as it came
+        ((_, (arrays, base)),) = each("decode", decompress, {0: 1}, lambda _: task, 1, True)
     after = dict(carried)
     for name, integers in base["parameters"].items():
         after[f"{INTEGERS}{name}"] = torch.from_numpy(np.ascontiguousarray(integers, dtype=np.int32))

@@ -110,7 +110,7 @@ class Bench:
 
     def anchor(self) -> LoggedAnchor:
         """The anchor's run, found again or made now."""
-        return self.logged(self.model, self.tensors, "anchor")
+        return self._logged(self.model, self.tensors, "anchor", self.sha256, self.task_sha256)
 
     def logged(self, model: Any, tensors: Mapping[str, Tensor], name: str) -> LoggedAnchor:
         """The run of kind ``anchor`` of an uncompressed model, found again or made now.
@@ -120,9 +120,14 @@ class Bench:
             tensors: its own.
             name: for people.
         """
-        sha256 = models.weights_digest(tensors)
         architecture = self.framework.describe(model)
         task_sha256 = anchors.task_digest(self.job, architecture, self.data_sha256, self.device)
+        return self._logged(model, tensors, name, models.weights_digest(tensors), task_sha256)
+
+    def _logged(
+        self, model: Any, tensors: Mapping[str, Tensor], name: str, sha256: str, task_sha256: str
+    ) -> LoggedAnchor:
+        """As `logged`, with both digests, which take time."""
         tags = {"tracker.anchor.sha256": sha256, "tracker.task.sha256": task_sha256}
         make = functools.partial(self._log_anchor, model, tensors, name, tags)
         return anchors.logged_anchor(self.client, self.experiment, sha256, task_sha256, make, cache_folder())

@@ -137,14 +137,21 @@ def log_all(run: Run, bench: Bench, steps: Sequence[Step]) -> dict[str, float]:
     return found
 
 
-def show(bench: Bench, options: Options, steps: Sequence[Step], run_id: str) -> None:
-    """The lines at the end of a run."""
-    found, task = total(steps), bench.job.task
+def show(bench: Bench, run: Run, updates: int, found: Mapping[str, float]) -> None:
+    """The lines at the end of a run.
+
+    Args:
+        bench: of the anchor.
+        run: that has ended.
+        updates: how many were sent.
+        found: of `log_all`.
+    """
+    task = bench.job.task
     log.info(
         "%s · %s: %d updates of %s bytes in the mean, %.1f %% less than whole models; %s bytes with the first model",
         bench.job.anchor.name,
-        run_name(bench.job, options),
-        len(steps) - 1,
+        run.name,
+        updates,
         f"{found['update/mean_bytes']:,.0f}",
         found["update/saving_percent"],
         f"{found['size/bitstream_bytes']:,}",
@@ -153,4 +160,4 @@ def show(bench: Bench, options: Options, steps: Sequence[Step], run_id: str) -> 
     log.info(
         "%s: largest drop %.4g: %s (tolerance %g)", task.primary, found["update/worst_drop"], verdict, task.tolerance
     )
-    log.info("run %s · %s", run_id, summary.ui_command(bench.uri))
+    log.info("run %s · %s", run.id, summary.ui_command(bench.uri))

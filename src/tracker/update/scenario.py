@@ -65,7 +65,7 @@ def run(job: Job) -> dict[str, Any]:
             total = results.log_all(run, bench, steps)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    results.show(bench, options, steps, run.id)
+    results.show(bench, run, len(steps) - 1, total)
     return {
         "run_id": run.id,
         "size": int(total["size/bitstream_bytes"]),
